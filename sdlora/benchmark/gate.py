@@ -1,0 +1,86 @@
+"""What has to be true before a time means anything: the adapter acts, both ways agree, and it leaves no trace."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from sdlora.adapter import Adapter
+from sdlora.apply import applied
+from sdlora.errors import SdloraError
+from sdlora.models import Components
+
+Weighted = list[tuple[Adapter, float]]
+HOWS = ("stacked", "fused")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the gate: what is demanded, what was found."""
+
+    law: str
+    found: str
+    passed: bool
+
+
+def check(components: Components, weighted: Weighted, draw: Callable[[], Image.Image], bound: int) -> tuple[Check, ...]:
+    """`draw` gives the same picture of the same prompt and seed; `bound` is in grey levels of 255. SdloraError if a law is broken."""
+    weights = fingerprint(components)
+    base = draw()
+    images = {how: drawn(components, weighted, how, draw) for how in HOWS}
+    zero = {how: drawn(components, [(adapter, 0.0) for adapter, _ in weighted], how, draw) for how in HOWS}
+    apart = difference(images["stacked"], images["fused"])
+    checks = (
+        *(acts(how, difference(base, images[how]), apart) for how in HOWS),
+        Check(f"stacked and fused draw the same image within {bound} levels", f"{apart} of 255 levels", apart <= bound),
+        *(same(f"η = 0 {how} draws the base's image, bit for bit", base, zero[how]) for how in HOWS),
+        same("after removal the base draws its image again, bit for bit", base, draw()),
+        Check("after removal every tensor is the base's, bit for bit", weights[:12], fingerprint(components) == weights),
+    )
+    return passed(checks)
+
+
+def passed(checks: tuple[Check, ...]) -> tuple[Check, ...]:
+    broken = [f"{c.law}: {c.found}" for c in checks if not c.passed]
+    if broken:
+        raise SdloraError("the correctness gate failed, so no time is measured or printed\n  " + "\n  ".join(broken))
+    return checks
+
+
+def drawn(components: Components, weighted: Weighted, how: str | None, draw: Callable[[], Image.Image]) -> Image.Image:
+    with applied(components.modules, weighted, how) if how else nullcontext():
+        return draw()
+
+
+def acts(how: str, levels: int, apart: int) -> Check:
+    return Check(f"{how}, the adapter changes the image by more than rounding ({apart} levels)", f"{levels} of 255 levels", levels > apart)
+
+
+def same(law: str, one: Image.Image, other: Image.Image) -> Check:
+    first, second = image_hash(one), image_hash(other)
+    return Check(law, first[:12] if first == second else f"{first[:12]} became {second[:12]}", first == second)
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """The greatest difference of any pixel and channel, in levels of 255."""
+    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
+def image_hash(image: Image.Image) -> str:
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def fingerprint(components: Components) -> str:
+    """sha256 over names, shapes, types and bytes of every tensor of all networks: a wrapper left behind changes a name."""
+    digest = hashlib.sha256()
+    networks: dict[str, nn.Module] = {**components.modules, "vae": components.vae}
+    for network, module in sorted(networks.items()):
+        for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+            digest.update(f"{network}.{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

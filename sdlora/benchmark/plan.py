@@ -1,0 +1,34 @@
+"""Which condition runs when: paired blocks whose order is random, yet balanced for position and for what ran before."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Block:
+    """One prompt and seed, drawn once under every condition."""
+
+    index: int
+    prompt: str
+    seed: int
+    order: tuple[str, ...]  # the names of all conditions, in the order of their run
+
+
+def blocks(count: int, prompts: Sequence[str], seeds: Sequence[int], conditions: Sequence[str], seed: int) -> list[Block]:
+    """`count` blocks; prompts and seeds come round in turn. In every len(conditions) blocks each condition takes each place once."""
+    items = [(prompt, s) for s in seeds for prompt in prompts]
+    rng = np.random.default_rng(seed)
+    orders: list[tuple[str, ...]] = []
+    while len(orders) < count:
+        orders += square(conditions, rng)
+    return [Block(i, *items[i % len(items)], orders[i]) for i in range(count)]
+
+
+def square(conditions: Sequence[str], rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """A Latin square with random names and rows.  Williams 1949: for an even number each condition follows each other one once."""
+    n = len(conditions)
+    zigzag = [(i + 1) // 2 if i % 2 else (n - i // 2) % n for i in range(n)]  # 0, 1, n−1, 2, n−2, …
+    names = [conditions[i] for i in rng.permutation(n)]
+    return [tuple(names[(place + shift) % n] for place in zigzag) for shift in rng.permutation(n)]

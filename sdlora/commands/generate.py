@@ -1,0 +1,84 @@
+"""sdlora generate: pictures from prompts, with any number of adapters."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sdlora.generation import Request
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(generate)
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One or several prompts, each in quotes.")],
+    adapter: Annotated[list[str] | None, typer.Option(metavar="FILE=ETA", help="An adapter and its strength; may be repeated.")] = None,
+    seed: Annotated[str, typer.Option(help="Seeds: 7, or 1-4, or 1,5,9. Every prompt is drawn with each.")] = "1",
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none and takes half the time.")] = 5.0,
+    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
+    output: Annotated[Path, typer.Option(help="Folder for the pictures; earlier ones are kept.")] = Path("pictures"),
+    apply: Annotated[str, typer.Option(help="How adapters go onto the model: stacked (on the fly) or fused.")] = "stacked",
+    base: Annotated[str, typer.Option(help="Base model: emoji, or a Stable Diffusion 1.x folder in diffusers' layout.")] = "emoji",
+    width: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures drawn together at the most; changes the speed alone.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the model: fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """Draw every PROMPT with every seed: PNGs that carry their settings, and a contact sheet.
+
+    Example: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures
+    """
+    from sdlora import atomic, generation
+
+    chosen = [generation.parse_adapter(text) for text in adapter or ()]
+    record = tuple((str(path), eta) for path, eta in chosen)
+    numbers = generation.parse_seeds(seed)
+    requests = [generation.Request(text, negative, n, steps, guidance, width, height, record) for text in prompts for n in numbers]
+    folder = atomic.writable_folder(output)
+    components = generation.load(base, device, precision)
+    for text in [*prompts, negative]:
+        if cut := generation.tokens_cut(components, text):
+            typer.echo(f"warning: the last {cut} tokens of {text!r} are left out: the text encoder reads 77", err=True)
+    _draw(components, requests, generation.load_adapters(components, chosen), apply, batch, folder)
+
+
+def _draw(components: Any, requests: "list[Request]", weighted: Any, apply: str, batch: int | None, folder: Path) -> None:
+    """Draw, save each picture as soon as it is there, and say where."""
+    from time import perf_counter
+
+    from sdlora.generation import generate, record
+
+    start, saved = perf_counter(), []
+    with _progress(sum(request.steps for request in requests)) as advance:
+        for picture in generate(components, requests, weighted, apply, batch, lambda state: advance(len(state.x))):
+            saved.append((record.save(picture, folder, record.settings(components, picture.request, apply)), picture))
+    seconds = perf_counter() - start
+    for path, _ in saved if len(saved) <= 8 else (saved[0], saved[-1]):
+        typer.echo(path)
+    if len(saved) > 1:
+        typer.echo(record.save_sheet(saved, folder))
+    typer.echo(f"{len(saved)} picture{'s' * (len(saved) > 1)} in {seconds:.1f} s, {seconds / len(saved):.2f} s each")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over all steps of all pictures; yields what moves it on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f} steps/s" if task.speed else "… steps/s")
+
+    done = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    with Progress(*done, Speed(), TimeRemainingColumn(), TextColumn("left"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("drawing", total=total)
+        yield lambda images: bar.advance(task, images)

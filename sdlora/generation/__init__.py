@@ -1,0 +1,13 @@
+"""Pictures from prompts, with any number of adapters.
+
+from sdlora.generation import draw
+for picture in draw("a robot, flat emoji", {"style.safetensors": 0.8}, seeds=range(1, 5)):
+    picture.image.save(f"robot-{picture.request.seed}.png")
+"""
+
+from sdlora.generation.generate import Picture, generate
+from sdlora.generation.request import Request, parse_adapter, parse_seeds
+from sdlora.generation.sampler import State
+from sdlora.generation.session import draw, load, load_adapters, tokens_cut
+
+__all__ = ["Picture", "Request", "State", "draw", "generate", "load", "load_adapters", "parse_adapter", "parse_seeds", "tokens_cut"]

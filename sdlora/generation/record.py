@@ -1,0 +1,97 @@
+"""What stays of a run: numbered PNGs that carry their settings, and a contact sheet.
+
+Pictures are called 0001-seed7.png, 0002-seed8.png, …; a run goes on behind the highest number in the folder, so that no run
+overwrites another's pictures. The sheet carries the numbers of its pictures: sheet-0001-0004.png.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sdlora import __version__
+from sdlora.generation.generate import Picture, size
+from sdlora.generation.request import Request
+from sdlora.images import save_png
+from sdlora.models import Components
+from sdlora.sheet import contact_sheet
+
+NUMBERED = re.compile(r"(?:sheet-\d+-)?(\d+)(?:-.*)?\.png")
+COLUMNS = 8  # pictures in a row of the sheet, at the most
+
+Saved = tuple[Path, Picture]
+
+
+def save(picture: Picture, folder: Path, settings: dict[str, Any]) -> Path:
+    """Write `picture` under the next free number in `folder`; the path."""
+    path = folder / f"{next_number(folder):04d}-seed{picture.request.seed}.png"
+    save_png(picture.image, path, settings)
+    return path
+
+
+def next_number(folder: Path) -> int:
+    numbers = [int(match[1]) for entry in folder.iterdir() if (match := NUMBERED.fullmatch(entry.name))]
+    return max(numbers, default=0) + 1
+
+
+def settings(components: Components, request: Request, apply: str = "stacked") -> dict[str, Any]:
+    """All that it takes to draw the picture again, for JSON. The adapters are `request.adapters`, which have to be files."""
+    height, width = size(components, request)
+    return {
+        "prompt": request.prompt,
+        "negative": request.negative,
+        "seed": request.seed,
+        "steps": request.steps,
+        "sampler": "Euler",
+        "schedule": "Uniform",
+        "guidance": request.guidance,
+        "width": width,
+        "height": height,
+        "base": {"name": components.name, "hash": components.hash},
+        "adapters": [{"file": Path(path).name, "strength": eta, **hashes(path)} for path, eta in request.adapters],
+        "apply": apply,
+        "precision": str(components.dtype).removeprefix("torch."),
+        "device": components.device.type,
+        "version": f"sdlora {__version__}",
+    }
+
+
+def hashes(path: str | Path) -> dict[str, str]:
+    """sha256 of the adapter file, and AUTOMATIC1111's short hash: 12 digits of the sha256 of what follows the header."""
+    stat = Path(path).stat()
+    return dict(_hashes(str(path), stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=64)
+def _hashes(path: str, changed: int, length: int) -> dict[str, str]:
+    data = Path(path).read_bytes()
+    tensors = data[8 + int.from_bytes(data[:8], "little") :]
+    return {"sha256": hashlib.sha256(data).hexdigest(), "hash": hashlib.sha256(tensors).hexdigest()[:12]}
+
+
+def save_sheet(saved: Sequence[Saved], folder: Path) -> Path:
+    """All pictures of a run on one sheet: a row per prompt and a column per seed; many seeds are broken into several rows."""
+    numbers = [path.name.partition("-")[0] for path, _ in saved]
+    path = folder / f"sheet-{numbers[0]}-{numbers[-1]}.png"
+    groups = [list(group) for _, group in groupby((picture for _, picture in saved), lambda p: p.request.prompt)]
+    rows = [group[i : i + COLUMNS] for group in groups for i in range(0, len(group), COLUMNS)]
+    whole = len(rows) == len(groups) and len({tuple(p.request.seed for p in row) for row in rows}) == 1
+    columns = [f"seed {p.request.seed}" for p in rows[0]] if whole else []
+    labels = [_label(row, several=len(groups) > 1, seeds=not whole) for row in rows]
+    contact_sheet([[p.image for p in row] for row in rows], labels, columns, path, title=_title(saved[0][1].request, len(groups)))
+    return path
+
+
+def _label(row: Sequence[Picture], several: bool, seeds: bool) -> str:
+    first, last = row[0].request, row[-1].request
+    span = f"seed {first.seed}" if first.seed == last.seed else f"seeds {first.seed} … {last.seed}"
+    return "\n".join([first.prompt] * several + [span] * seeds)
+
+
+def _title(request: Request, prompts: int) -> str:
+    adapters = " + ".join(f"{Path(path).stem} {eta:g}" for path, eta in request.adapters) or "no adapter"
+    facts = f"{adapters} · {request.steps} steps · guidance {request.guidance:g}"
+    return facts if prompts > 1 else f"{request.prompt}\n{facts}"

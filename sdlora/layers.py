@@ -1,0 +1,55 @@
+"""What Linear and Conv2d do with a weight, and by which names a model's layers are known in adapters."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TEXT = "text_encoder"
+LEVEL = "text_model."  # transformers 5 dropped this level of CLIPTextModel; adapter files keep it
+
+
+def pair(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """B(s · A x) for the Linear or Conv2d `layer`; see `down` and `up`. The scale meets the bottleneck, where it is cheap."""
+    h = down(layer, x, a)
+    return up(layer, (h * scale).to(h.dtype), b)
+
+
+def down(layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:
+    """A x: (…, in) -> (…, r), or (n, in, h, w) -> (n, r, h', w') with the layer's own stride, padding and dilation.
+
+    A is (r, in) or (r, in, kh, kw) and takes part in the dtype of x.
+    """
+    match layer:
+        case nn.Linear():
+            return F.linear(x, a.to(x.dtype))
+        case nn.Conv2d():
+            return layer._conv_forward(x, a.to(x.dtype), None)
+        case _:
+            raise TypeError(f"{type(layer).__name__} takes no low-rank update; only Linear and Conv2d do")
+
+
+def up(layer: nn.Module, h: Tensor, b: Tensor) -> Tensor:
+    """B h: (…, r) -> (…, out) with B (out, r), or a 1 × 1 convolution with B (out, r, 1, 1)."""
+    return F.linear(h, b.to(h.dtype)) if isinstance(layer, nn.Linear) else F.conv2d(h, b.to(h.dtype))
+
+
+def adaptable(module: nn.Module) -> dict[str, nn.Module]:
+    """Dotted name -> layer, for every Linear and every ungrouped Conv2d of `module`."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    }
+
+
+def canonical(component: str, path: str) -> str:
+    """The name in an adapter of the layer at `path` of `component`: the same for every version of transformers."""
+    if component.startswith(TEXT) and path.startswith("encoder."):
+        path = LEVEL + path
+    return f"{component}.{path}"
+
+
+def named_layers(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Canonical name -> layer, for all adaptable layers of components such as {"unet": …, "text_encoder": …}."""
+    return {canonical(component, path): layer for component, module in modules.items() for path, layer in adaptable(module).items()}

@@ -1,0 +1,74 @@
+"""Batch number k of a training, a pure function of the data, the settings and k."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from sdlora.data.encode import Encoded
+from sdlora.training import draws
+from sdlora.training.config import TrainConfig
+
+DROPPED = ""  # the caption of a sample whose caption was dropped
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    latents: Tensor  # (n, c, h, w)
+    noise: Tensor  # (n, c, h, w)
+    timesteps: Tensor  # (n,) int64
+    captions: tuple[str, ...]
+    weights: Tensor  # (n,) of each sample's loss; they add up to 1 (+ the prior's weight) over an optimiser step
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "captions"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where samples come from: the image folder, or the base's own pictures."""
+
+    name: str
+    data: Encoded
+    batch_size: int
+    weight: float  # of all its samples in an optimiser step together
+
+
+def batches(sources: Sequence[Source], config: TrainConfig, step: int, total: int) -> list[Batch]:
+    """The `config.accumulate` batches of optimiser step `step` (from 0), with `total` timesteps in the noise schedule."""
+    steps_of = [_timesteps(source, config, step, total) for source in sources]
+    parts = [
+        [_samples(source, config, step, micro, t) for source, t in zip(sources, steps_of, strict=True)]
+        for micro in range(config.accumulate)
+    ]
+    return [_joined(part) for part in parts]
+
+
+def _timesteps(source: Source, config: TrainConfig, step: int, total: int) -> Tensor:
+    count = source.batch_size * config.accumulate
+    return draws.timesteps(count, total, config.stratified, config.seed, f"timesteps of {source.name}", step)
+
+
+def _samples(source: Source, config: TrainConfig, step: int, micro: int, timesteps: Tensor) -> Batch:
+    size, seed, data = source.batch_size, config.seed, source.data
+    first = (step * config.accumulate + micro) * size  # number of the first sample since the training began
+    numbers = range(first, first + size)
+    rows = [draws.pick(n, len(data), seed, f"order of {source.name}") for n in numbers]
+    views = data.latents.shape[1]
+    view = [int(views * draws.uniform(seed, f"flip of {source.name}", n)) if views > 1 else 0 for n in numbers]
+    dropped = [config.caption_dropout > 0 and draws.uniform(seed, f"dropout of {source.name}", n) < config.caption_dropout for n in numbers]
+    latents = torch.stack([data.latents[row, v] for row, v in zip(rows, view, strict=True)])
+    return Batch(
+        latents,
+        torch.stack([draws.normal(tuple(latents.shape[1:]), seed, f"noise of {source.name}", n) for n in numbers]),
+        timesteps[micro * size : (micro + 1) * size],
+        tuple(DROPPED if drop else data.captions[row] for row, drop in zip(rows, dropped, strict=True)),
+        torch.full((size,), source.weight / (size * config.accumulate)),
+    )
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "noise", "timesteps", "weights")}
+    return Batch(**tensors, captions=tuple(caption for part in parts for caption in part.captions))

@@ -1,0 +1,120 @@
+"""The settings of a training run. Four lines suffice: images, output, trigger and perhaps steps."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sdlora.apply.targets import DEFAULT, TARGETS
+from sdlora.config import NameOrFolder, Settings
+from sdlora.errors import nearest
+
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+EMOJI_RATE = 2e-3  # the built-in base is narrow (64–144 channels) and wants a larger rate than Stable Diffusion
+DEFAULT_RATE = 1e-4
+
+
+class Prior(Settings):
+    """Prior preservation (Ruiz et al. 2022, arXiv:2208.12242, sec. 3.3): the base's own pictures are trained on as well, so that it
+    does not forget what else the caption's words mean. On as soon as there are prompts."""
+
+    prompts: tuple[str, ...] = ()  # what to draw with the base before training; captions of the pictures drawn
+    images: Count = 16  # pictures in all; the prompts take turns
+    weight: NotNegative = 1.0  # of their loss beside that of the images
+    batch_size: CountOrNone = 0  # of them in each batch, beside the images; 0: as many as images
+    sampling_steps: Count = 12
+    guidance: NotNegative = 4.0
+
+    @property
+    def on(self) -> bool:
+        return bool(self.prompts) and self.weight > 0
+
+
+class Samples(Settings):
+    """Pictures drawn with every adapter that the run saves, from the saved file."""
+
+    count: CountOrNone = 4  # captions of the image folder that serve as prompts if none are given; 0: no samples
+    prompts: tuple[str, ...] = ()
+    seed: int = 1  # the same for all prompts
+    steps: Count = 20
+    guidance: NotNegative = 5.0
+
+
+class TrainConfig(Settings):
+    images: Path  # folder of pictures, each with a caption in a .txt file of the same stem
+    output: Path  # the run folder
+    base: NameOrFolder = "emoji"  # a built-in name, or a folder in diffusers' layout
+    trigger: tuple[str, ...] | str = ()  # the word or words in the captions that call the adapter; recorded in the file
+    caption: str | None = None  # for images without a .txt file
+    name: str = ""  # the adapter's title; empty: the name of the image folder
+    format: Literal["kohya", "peft"] = "kohya"
+
+    rank: Count = 8
+    alpha: Rate | None = None  # ΔW = (α / r) B A; None: as the rank, so that the rate does not depend on it
+    targets: tuple[str, ...] = DEFAULT
+
+    steps: Count = 300  # optimiser steps
+    batch_size: Count = 8
+    accumulate: Count = 1  # batches per optimiser step
+    learning_rate: Rate | None = None  # None: 2e-3 for the base emoji, 1e-4 for others
+    text_learning_rate: Rate | None = None  # of the text encoder, where it is a target; None: half the learning rate
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: CountOrNone = 10  # steps, linear
+    weight_decay: NotNegative = 0.01  # of AdamW
+    clip: NotNegative = 1.0  # the largest norm of all gradients together; 0: any
+    min_snr: NotNegative = 5.0  # γ of arXiv:2303.09556; 0: all timesteps weigh alike
+    stratified: bool = True  # each timestep of a batch from a stratum of its own: less noise in the gradient, the same mean
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of samples that are trained with an empty caption
+    flip: bool = False  # mirror every other sample, by chance
+    resolution: Annotated[int, Field(ge=8)] | None = None  # pixels; None: the base's own
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    save_every: CountOrNone = 100  # steps between saved adapters, states and samples; 0: only at the end
+    cache: Path | None = None  # folder for latents and embeddings; None: in the run folder
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; parameters, loss and optimiser are fp32 always
+    prior: Prior = Prior()
+    samples: Samples = Samples()
+
+    @model_validator(mode="after")
+    def _targets_exist(self) -> "TrainConfig":
+        if not self.targets:
+            raise ValueError(f"targets is empty; valid: {', '.join(TARGETS)}")
+        for target in self.targets:
+            if target not in TARGETS:
+                raise ValueError(f"targets has {target!r}, which is unknown{nearest(target, TARGETS)}")
+        return self
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        words = (self.trigger,) if isinstance(self.trigger, str) else self.trigger
+        return tuple(word for word in words if word)
+
+    @property
+    def title(self) -> str:
+        return self.name or self.images.name
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of the image folder, in one optimiser step."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def priors_per_batch(self) -> int:
+        return (self.prior.batch_size or self.batch_size) if self.prior.on else 0
+
+    def settled(self) -> "TrainConfig":
+        """With the defaults that follow from other settings spelled out."""
+        rate = self.learning_rate or (EMOJI_RATE if self.base == "emoji" else DEFAULT_RATE)
+        changes = {
+            "alpha": self.alpha or float(self.rank),
+            "learning_rate": rate,
+            "text_learning_rate": self.text_learning_rate or rate / 2,
+            "output": self.output.absolute(),
+            "images": self.images.absolute(),
+        }
+        return self.model_copy(update=changes)

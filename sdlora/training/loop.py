@@ -1,0 +1,73 @@
+"""The training loop: a generator of steps. Who consumes it decides when to log, draw, save and stop."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sdlora.errors import SdloraError
+from sdlora.loss import denoising_loss, noised
+from sdlora.training.batches import Batch, batches
+from sdlora.training.run import Run
+
+
+@dataclass(frozen=True)
+class Step:
+    number: int  # from 1
+    loss: float  # weighted as it is optimised, before the step
+    grad_norm: float  # of all parameters together, before clipping
+    learning_rate: float
+    seconds: float
+
+
+def steps(run: Run, until: int | None = None) -> Iterator[Step]:
+    """Train `run` up to optimiser step `until` (default: config.steps). Between two steps the run may be saved or left.
+
+    SdloraError, with the run as it was before the step, if loss or gradient is not a number.
+    """
+    until = run.config.steps if until is None else until
+    while run.step < until:
+        start = time.perf_counter()
+        rate = run.set_rate()
+        loss = 0.0
+        for batch in batches(run.sources, run.config, run.step, len(run.components.alphas_bar)):
+            part = batch_loss(run, batch.to(run.components.device))
+            part.backward()
+            loss += part.item()
+        norm = nn.utils.clip_grad_norm_(run.parameters, run.config.clip or math.inf).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            run.optimizer.zero_grad(set_to_none=True)
+            raise SdloraError(diagnosis(run, loss, norm))
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        yield Step(run.step, loss, norm, rate, time.perf_counter() - start)
+
+
+def batch_loss(run: Run, batch: Batch) -> Tensor:
+    """The batch's part of the loss, a scalar in fp32."""
+    components = run.components
+    bar = components.alphas_bar.to(batch.latents.device)[batch.timesteps]
+    noisy = noised(batch.latents, batch.noise, bar).to(components.dtype)
+    with precision(run):
+        hint = run.conditioning(batch.captions).to(components.dtype)
+        predicted = components.unet(noisy, batch.timesteps, hint, return_dict=False)[0]
+    return (batch.weights * denoising_loss(predicted, batch.noise, bar, run.config.min_snr)).sum()
+
+
+def precision(run: Run) -> AbstractContextManager[object]:
+    """Products in bf16 where the settings say so; the loss is computed outside, in fp32."""
+    if run.config.precision == "bf16":
+        return torch.autocast(run.components.device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def diagnosis(run: Run, loss: float, norm: float) -> str:
+    config = run.config
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    advice = "try a smaller learning_rate" + (", or precision=fp32" if config.precision == "bf16" else "")
+    return f"{what} in step {run.step + 1} of {config.steps} (learning_rate {config.learning_rate:g}, clip {config.clip:g}); {advice}"

@@ -1,0 +1,32 @@
+"""metrics.jsonl: one JSON object per optimiser step."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sdlora import atomic
+from sdlora.training.loop import Step
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last one that was cut off by an interruption is left out."""
+    result = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            result.append(json.loads(line))
+        except ValueError:
+            continue
+    return result
+
+
+def rewind(path: Path, step: int) -> None:
+    """Forget what comes after `step`: those steps are done again."""
+    kept = [line for line in read(path) if line["number"] <= step]
+    with atomic.replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def append(path: Path, step: Step) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(step)) + "\n")

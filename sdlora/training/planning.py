@@ -1,0 +1,119 @@
+"""What a training would do, found out without weights and without writing anything."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sdlora import apply, models
+from sdlora.captions import contains
+from sdlora.data import folder, pictures
+from sdlora.data.folder import Example
+from sdlora.errors import SdloraError
+from sdlora.layers import named_layers
+from sdlora.training.config import TrainConfig
+from sdlora.training.layout import Layout, agree
+from sdlora.training.run import read_state
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str
+    layers: int
+    parameters: int  # of the adapter, α not counted
+    full: int  # of the layers' weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: TrainConfig  # settled, except for what only the device tells
+    images: int
+    targets: tuple[Target, ...]
+    done: int  # steps that a run in the output folder has already made
+
+    @property
+    def parameters(self) -> int:
+        return sum(target.parameters for target in self.targets)
+
+    @property
+    def full(self) -> int:
+        return sum(target.full for target in self.targets)
+
+
+def plan(config: TrainConfig) -> Plan:
+    """SdloraError for anything wrong that can be known before the weights are read."""
+    config = config.settled()
+    found = checked(config)
+    targets = targets_of(config)
+    layout = Layout(config.output)
+    agree(layout, config)
+    done = read_state(layout.state)["step"] if layout.state.exists() else 0
+    return Plan(config, len(found), targets, done)
+
+
+def checked(config: TrainConfig) -> list[Example]:
+    """The images, each a readable file, with the trigger in at least one caption."""
+    found = folder.scan(config.images, config.caption)
+    for example in found:
+        pictures.check(example.path)
+    for trigger in config.triggers:
+        if not any(contains(example.caption, trigger) for example in found):
+            raise SdloraError(
+                f"the trigger {trigger!r} is in none of the {len(found)} captions of {config.images} (the first: {found[0].caption!r}); "
+                "put it into the captions, or leave trigger out"
+            )
+    return found
+
+
+def targets_of(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None) -> tuple[Target, ...]:
+    """What each target comes to in `modules`, by default the base's, without its weights."""
+    modules = modules or models.skeleton(config.base)
+    layers = named_layers(modules)
+    result = []
+    for target in dict.fromkeys(config.targets):
+        weights = [layers[name].weight for name in apply.select(modules, [target])]
+        shapes = [tuple(weight.shape) for weight in weights if isinstance(weight, Tensor)]
+        own = sum(config.rank * (_size(shape[1:]) + shape[0]) for shape in shapes)
+        result.append(Target(target, len(shapes), own, sum(map(_size, shapes))))
+    return tuple(result)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    result = 1
+    for n in shape:
+        result *= n
+    return result
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan in words."""
+    c = plan.config
+    batch = f"{c.batch_size} images" + (f" + {c.priors_per_batch} of the base's own" if c.prior.on else "")
+    batch += f", {c.accumulate} batches a step" if c.accumulate > 1 else ""
+    epochs = c.steps * c.samples_per_step / plan.images
+    rate = f"{c.learning_rate:g}" + (f", text encoder {c.text_learning_rate:g}" if trains_text(c) else "")
+    ends = {"cosine": "then a cosine to 0", "constant": "then constant"}[c.schedule]
+    rows = [
+        ("base", c.base),
+        ("images", f"{plan.images} in {c.images}" + (f", trigger {', '.join(c.triggers)}" if c.triggers else "")),
+        ("adapter", f"LoRA, rank {c.rank}, alpha {c.alpha:g}, {plan.parameters:,} parameters ({_share(plan.parameters, plan.full)})"),
+        *(("", f"{t.name}: {t.layers} layers, {t.parameters:,} of {t.full:,} ({_share(t.parameters, t.full)})") for t in plan.targets),
+        ("batch", batch),
+        ("steps", f"{c.steps} ({epochs:.1f} times each image)" + (f", {plan.done} of them done" if plan.done else "")),
+        ("rate", f"{rate}, {c.warmup} steps of warm-up, {ends}"),
+        ("loss", "ε" + (f", Min-SNR {c.min_snr:g}" if c.min_snr else "") + (", stratified timesteps" if c.stratified else "")),
+        ("output", str(c.output) + (f", saved every {c.save_every} steps" if c.save_every else "")),
+    ]
+    if c.prior.on:
+        rows.insert(5, ("prior", f"{c.prior.images} pictures of {len(c.prior.prompts)} prompts, weight {c.prior.weight:g}"))
+    return [f"{name:8} {text}" for name, text in rows]
+
+
+def trains_text(config: TrainConfig) -> bool:
+    """Whether a target lies in the text encoder."""
+    return any(re.match(r"text_", target) for target in config.targets)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} % of the full matrices"

@@ -1,0 +1,167 @@
+"""A whole training: prepare, go through the steps, save at intervals, go on where an interrupted one stopped."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from sdlora import apply, files, models
+from sdlora.data import Cache, Encoded, encode, fingerprint
+from sdlora.errors import SdloraError
+from sdlora.models import Components
+from sdlora.training import layout as layouts
+from sdlora.training import metrics, placement, planning, prior, text
+from sdlora.training.batches import Source
+from sdlora.training.config import TrainConfig
+from sdlora.training.layout import Layout
+from sdlora.training.loop import steps
+from sdlora.training.progress import Silent, Terminal
+from sdlora.training.run import Run, adamw, metadata, trainable
+
+Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
+
+
+def train(
+    config: TrainConfig,
+    draw: Draw | None = None,
+    progress: bool = True,
+    imagine: prior.Imagine | None = None,
+    components: Components | None = None,
+) -> Path:
+    """Train as `config` says, or go on with an interrupted run in its output folder; returns the adapter's path.
+
+    draw        called with every adapter that is saved; puts its picture at Layout(config.output).sample(step)
+    imagine     draws the base's own pictures for prior preservation; needed with prior.prompts only
+    components  the base, if it is loaded already; by default config.base is loaded. It comes back as it was.
+
+    An interrupted run, even a killed one, ends in the same bytes as one that was never stopped (CPU, same number of
+    threads). SdloraError for everything a user can mend; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved.
+    """
+    config = config.settled()
+    report = Terminal(config.steps) if progress else Silent()
+    found = planning.checked(config)
+    # an unknown base or target is an error before anything is written
+    planning.targets_of(config, components.modules if components else None)
+    components = components or models.load(config.base, placement.device(config.device))
+    config = fitted(config, components)
+    place = Layout(config.output)
+    layouts.agree(place, config)
+    layouts.begin(place, config)
+    with placement.prepared(components, config.precision), placement.deterministic(components.device), report:
+        cache = Cache(config.cache or place.cache)
+        sources = [Source("images", _encoded(found, components, config, cache, report), config.batch_size, 1.0)]
+        if config.prior.on:
+            report.say("drawing the base's own pictures")
+            own = prior.examples(place.prior, config.prior, components, config.seed, components.size, imagine)
+            sources.append(Source("prior", _encoded(own, components, config, cache, report), config.priors_per_batch, config.prior.weight))
+        identity = {"base model": components.hash, "images": fingerprint(found)}
+        try:
+            return _carry_out(_run(config, components, sources, cache, identity), place, draw, report)
+        finally:
+            apply.eject(components.modules)
+
+
+def fitted(config: TrainConfig, components: Components) -> TrainConfig:
+    """The settings that only the loaded base and its device can tell, spelled out; SdloraError if the base cannot serve."""
+    if components.prediction != "epsilon":
+        raise SdloraError(f"{components.name} predicts {components.prediction}; this version trains bases that predict epsilon")
+    multiple = components.factor * 2 ** (len(components.unet.config.block_out_channels) - 1)
+    resolution = config.resolution or components.size
+    if resolution % multiple:
+        near = max(multiple, round(resolution / multiple) * multiple)
+        raise SdloraError(f"resolution is {resolution}; {components.name} needs a multiple of {multiple}, such as {near}")
+    precision = placement.precision(config.precision, components.device)
+    return config.model_copy(update={"resolution": resolution, "precision": precision})
+
+
+def _encoded(found: list, components: Components, config: TrainConfig, cache: Cache, report: Silent) -> Encoded:
+    assert config.resolution is not None
+    report.say("encoding the images")
+    return encode(found, components, config.resolution, cache, config.flip)
+
+
+def _run(config: TrainConfig, components: Components, sources: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
+    captions = [caption for source in sources for caption in source.data.captions]
+    learns_text = planning.trains_text(config)
+    conditioning = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
+    parameters, groups = trainable(components, config)
+    rates = [group["lr"] for group in groups]
+    return Run(config, components, sources, conditioning, identity, parameters, adamw(groups, config), rates)
+
+
+def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:
+    """The loop's consumer: log, save, draw, stop."""
+    config = run.config
+    if place.state.exists():
+        run.load_state(place.state)
+        _complete(run, place, draw)
+        report.say(f"{'finished already' if run.step == config.steps else 'going on'} at step {run.step} of {config.steps}")
+    metrics.rewind(place.metrics, run.step)
+    report.start(run.step)
+    with stoppable() as stop:
+        for step in _guarded(run, place):
+            metrics.append(place.metrics, step)
+            report.step(step)
+            if step.number == config.steps or (config.save_every and step.number % config.save_every == 0):
+                _save(run, place)
+                run.save_state(place.state)
+                _draw(run, place, draw)
+            if stop() and step.number < config.steps:
+                run.save_state(place.state)
+                raise KeyboardInterrupt(f"stopped after step {step.number} of {config.steps}; the same command goes on from there")
+    return place.adapter
+
+
+def _guarded(run: Run, place: Layout) -> Iterator:
+    """The steps; a failure also says what is left."""
+    try:
+        yield from steps(run)
+    except SdloraError as error:
+        kept = f"the last good state is in {place.state}" if place.state.exists() else "no state had been saved yet"
+        raise SdloraError(f"{error}; {kept}") from error
+
+
+def _file(run: Run, place: Layout) -> Path:
+    return place.adapter if run.step == run.config.steps else place.checkpoint(run.step)
+
+
+def _save(run: Run, place: Layout) -> None:
+    files.save(run.adapter(metadata(run)), _file(run, place), run.config.format)
+
+
+def _draw(run: Run, place: Layout, draw: Draw | None) -> None:
+    if draw is not None and not place.sample(run.step).exists():
+        with apply.suspended(run.components.modules):
+            draw(_file(run, place), run.step)
+
+
+def _complete(run: Run, place: Layout, draw: Draw | None) -> None:
+    """What should be there at the step of the state that was loaded, and is not: an interruption can fall between two files."""
+    every = run.config.save_every
+    if run.step == run.config.steps or (every and run.step % every == 0):
+        if not _file(run, place).exists():
+            _save(run, place)
+        _draw(run, place, draw)
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that the state is whole; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt("stopped at once")
+        asked.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

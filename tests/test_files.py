@@ -1,0 +1,213 @@
+"""Laws of adapter files: strict to read, atomic and deterministic to write, and what others make of them."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from sdlora import files
+from sdlora.adapter import Adapter
+from sdlora.apply import stacked
+from sdlora.errors import SdloraError
+from sdlora.kinds.lora import Lora
+
+EVERYTHING = ("attention", "feed_forward", "projections", "convolutions", "text_attention", "text_mlp")
+FORMATS = ("kohya", "peft")
+
+
+@pytest.fixture
+def adapter(components, random_adapter) -> Adapter:
+    made = random_adapter(components.modules, ("attention", "text_mlp"), rank=4, alpha=2.0)
+    metadata = files.header(made.layers, name="ink", base="emoji", triggers=("in ink",), settings={"steps": 24, "seed": 3})
+    return Adapter(made.layers, metadata)
+
+
+def equal(one: Adapter, two: Adapter) -> bool:
+    pairs = [(one.layers[name], two.layers.get(name)) for name in one.layers]
+    return one.layers.keys() == two.layers.keys() and all(
+        torch.equal(x.a, y.a) and torch.equal(x.b, y.b) and x.alpha == y.alpha for x, y in pairs
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_load_gives_back_what_was_saved_without_being_told_the_format(components, random_adapter, tmp_path, format):
+    rank, alpha = lambda i: 1 + i % 3, lambda i: 0.1 * (i % 4 + 1)
+    adapter = random_adapter(components.modules, EVERYTHING, rank=rank, alpha=alpha, metadata={"k": "v"})
+    path = files.save(adapter, tmp_path / "a.safetensors", format)
+    back = files.load(path, components.modules)
+    assert equal(adapter, back) and files.format_of(path) == format
+    assert back.metadata["k"] == "v" == files.read_metadata(path)["k"]
+
+
+@pytest.mark.slow
+def test_the_same_adapter_gives_the_same_bytes_in_every_process(adapter, tmp_path):
+    paths = {format: files.save(adapter, tmp_path / format, format) for format in FORMATS}
+    again = "import sys; from sdlora.files import read, save; [save(read(sys.argv[1]), f'{sys.argv[2]}/{f}', f) for f in ('kohya', 'peft')]"
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", again, str(paths["peft"]), str(tmp_path / seed)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        assert all((tmp_path / seed / format).read_bytes() == path.read_bytes() for format, path in paths.items())
+
+
+def test_files_are_aligned_as_the_safetensors_format_asks(adapter):
+    data = files.serialised({"x": torch.ones(3)}, {"b": "ä", "a": "1"})
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+    assert torch.equal(safetensors.torch.load(data)["x"], torch.ones(3))
+
+
+def test_the_header_has_the_names_that_the_ecosystem_reads(adapter, tmp_path):
+    path = files.save(adapter, tmp_path / "ink.safetensors")
+    metadata = files.read_metadata(path)
+    expected = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "2",
+        "ss_sd_model_name": "emoji",
+        "ss_base_model_version": "sd_v1",
+        "ss_output_name": "ink",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.trigger_phrase": "in ink",
+    }
+    assert {key: metadata[key] for key in expected} == expected
+    assert json.loads(metadata["ss_tag_frequency"]) == {"ink": {"in ink": 1}}
+    assert json.loads(metadata["sdlora.settings"]) == {"steps": 24, "seed": 3}
+
+
+def test_hashes_are_kohyas(adapter, tmp_path):
+    """By kohya's procedure: serialise the tensors with the ss_… metadata, hash what follows the header."""
+    path = files.save(adapter, tmp_path / "ink.safetensors")
+    data, metadata = path.read_bytes(), files.read_metadata(path)
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    assert metadata["sshs_model_hash"] == hashlib.sha256(body).hexdigest()
+    tensors = safetensors.torch.load(data)
+    theirs = safetensors.torch.save(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    assert metadata["sshs_model_hash"] == hashlib.sha256(theirs[8 + int.from_bytes(theirs[:8], "little") :]).hexdigest()
+    assert metadata["sshs_legacy_hash"] == "e3b0c442"  # of nothing: the file is smaller than a mebibyte
+    ordered = b"".join(tensors[key].numpy().tobytes() for key in sorted(tensors))
+    assert metadata["modelspec.hash_sha256"] == "0x" + hashlib.sha256(ordered).hexdigest()
+
+
+def test_the_other_formats_header_does_not_stay_behind(adapter, components, tmp_path):
+    peft = files.load(files.save(adapter, tmp_path / "p.safetensors", "peft"), components.modules)
+    assert "lora_adapter_metadata" in peft.metadata
+    kohya = files.save(peft, tmp_path / "k.safetensors", "kohya")
+    assert "lora_adapter_metadata" not in files.read_metadata(kohya)
+    assert kohya.read_bytes() == files.save(adapter, tmp_path / "direct.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_stock_diffusers_reads_the_file_and_computes_the_same(components, tiny_base, random_adapter, predict, tmp_path, format):
+    from diffusers import StableDiffusionPipeline
+
+    targets = ("attention", "feed_forward", "projections", "text_attention", "text_mlp")
+    mixed = format == "peft"  # diffusers 0.42 takes kohya files of one α per component only
+    rank, alpha = (lambda i: 2 + i % 3, lambda i: 1.5 + i % 2) if mixed else (4, 3.0)
+    adapter = random_adapter(components.modules, targets, rank=rank, alpha=alpha)
+    path = files.save(adapter, tmp_path / "a.safetensors", format)
+    before = predict(components)
+    with stacked(components.modules, [(files.load(path, components.modules), 1.0)]):
+        ours = predict(components)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None, local_files_only=True)
+    pipeline.load_lora_weights(tmp_path, weight_name=path.name)
+    ids = pipeline.tokenizer(["a cat face", "a dog"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        theirs = pipeline.unet(x, torch.tensor([400, 700]), pipeline.text_encoder(ids)[0]).sample
+    assert (ours - before).abs().max() > 0.05 * before.abs().max()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_of_another_model_is_refused_with_numbers_examples_and_a_reason(components, adapter, tmp_path):
+    some = dict(list(adapter.layers.items())[:2])
+    update = next(iter(some.values()))
+    strange = {f"unet.down_blocks.9.x{i}": update for i in range(5)}
+    path = files.save(Adapter({**some, **strange}), tmp_path / "strange.safetensors", "peft")
+    with pytest.raises(SdloraError) as error:
+        files.load(path, components.modules)
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"5 of 7 layers of {path} do not exist in UNet2DConditionModel or CLIPTextModel:"
+    assert lines[1:5] == [*(f"    unet.down_blocks.9.x{i}" for i in range(3)), "    …"]
+    assert "more layers" in lines[5] and "sdlora adapter describe" in lines[5]
+    assert files.load(path, components.modules, allow_missing=True).layers.keys() == some.keys()
+
+
+def test_an_sdxl_file_is_called_one(components, tmp_path):
+    names = ["lora_unet_input_blocks_4_1_proj_in", "lora_te2_text_model_encoder_layers_0_mlp_fc1"]
+    tensors = {f"{n}.lora_{end}.weight": torch.ones(2, 2) for n in names for end in ("up", "down")}
+    safetensors.torch.save_file(tensors, tmp_path / "xl.safetensors")
+    for allow_missing in (False, True):  # nothing fits: that is never a choice of the user's
+        with pytest.raises(SdloraError, match="(?s)2 of 2 layers.*trained on SDXL"):
+            files.load(tmp_path / "xl.safetensors", components.modules, allow_missing=allow_missing)
+
+
+def test_layers_of_another_shape_are_refused(components, adapter, tmp_path):
+    wide = {name: Lora(torch.ones(2, 768), torch.ones(320, 2), 1.0) for name in adapter.layers if "attn2.to_k" in name}
+    path = files.save(Adapter(wide), tmp_path / "wide.safetensors")
+    with pytest.raises(SdloraError, match=r"(?s)7 of 7 layers of .*wide.* another shape.*320 × 768 in the adapter, \d+ × 128 in the model"):
+        files.load(path, components.modules)
+
+
+def test_matrices_of_a_linear_and_of_a_1x1_convolution_stand_for_each_other(components, random_adapter, tmp_path):
+    adapter = random_adapter(components.modules, ("attention", "projections"))
+    other = {
+        name: Lora(u.a[..., None, None], u.b[..., None, None], u.alpha) if u.a.dim() == 2 else Lora(u.a.flatten(1), u.b.flatten(1), u.alpha)
+        for name, u in adapter.layers.items()
+    }
+    path = files.save(Adapter(other), tmp_path / "a.safetensors")
+    assert equal(files.load(path, components.modules), adapter)
+
+
+def broken(folder, adapter) -> dict[str, tuple]:
+    whole = files.save(adapter, folder / "whole.safetensors").read_bytes()
+    odd = safetensors.torch.save({"lora_unet_x.lora_down.weight": torch.ones(3, 5), "lora_unet_x.lora_up.weight": torch.ones(7, 4)})
+    return {
+        "missing": (None, "does not exist"),
+        "truncated": (whole[:-100], "not a whole safetensors file"),
+        "cut in the header": (whole[:50], "not a whole safetensors file"),
+        "empty": (b"", "not a whole safetensors file"),
+        "text": (b"<html>404</html>" * 9, "not a whole safetensors file"),
+        "a pickle": (b"PK\x03\x04" + bytes(500), "not a whole safetensors file"),
+        "a whole model": (safetensors.torch.save({"conv_in.weight": torch.ones(3)}), "none of its 1 tensors is a LoRA matrix"),
+        "odd shapes": (odd, r"no pair of LoRA matrices: down \(3, 5\) float32, up \(7, 4\)"),
+    }
+
+
+def test_broken_files_are_one_clear_error(components, adapter, tmp_path):
+    for name, (content, message) in broken(tmp_path, adapter).items():
+        path = tmp_path / f"{name}.safetensors"
+        if content is not None:
+            path.write_bytes(content)
+        for reader in (lambda p: files.load(p, components.modules), files.read, files.format_of):
+            if name == "odd shapes" and reader is files.format_of:
+                continue  # the names alone are in order
+            with pytest.raises(SdloraError, match=message) as error:
+                reader(path)
+            assert str(path) in str(error.value)
+    with pytest.raises(SdloraError, match="is a folder"):
+        files.read(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(adapter, tmp_path, monkeypatch):
+    path = files.save(adapter, tmp_path / "a.safetensors")
+    before = path.read_bytes()
+    monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        files.save(Adapter(dict(list(adapter.layers.items())[:1])), path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_an_unknown_format_and_an_empty_adapter_are_not_written(adapter, tmp_path):
+    with pytest.raises(SdloraError, match="unknown adapter format 'khoya'; did you mean kohya?"):
+        files.save(adapter, tmp_path / "a.safetensors", "khoya")
+    with pytest.raises(SdloraError, match="without layers"):
+        files.save(Adapter({}), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,41 @@
+"""The denoising loss against its formulas in fp64."""
+
+import pytest
+import torch
+
+from sdlora.loss import denoising_loss, min_snr_weight, noised, squared_error
+from sdlora.schedule import alphas_bar
+
+
+def test_the_loss_is_its_formula():
+    g = torch.Generator().manual_seed(0)
+    predicted, noise = (torch.randn(5, 4, 6, 6, generator=g) for _ in range(2))
+    bar = alphas_bar()[[0, 10, 300, 700, 999]]
+    b = bar.double()
+    snr = b / (1 - b)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / snr * ((predicted.double() - noise.double()) ** 2).mean((1, 2, 3))
+    torch.testing.assert_close(denoising_loss(predicted, noise, bar, 5.0).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_noising_keeps_unit_variance_and_starts_at_the_picture():
+    g = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(3, 4, 32, 32, generator=g) for _ in range(2))
+    assert torch.equal(noised(x, noise, torch.ones(3)), x)
+    assert torch.equal(noised(x, noise, torch.zeros(3)), noise)
+    half = noised(x.double(), noise.double(), torch.full((3,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(half, (x.double() + noise.double()) / 2**0.5)
+
+
+def test_min_snr_in_its_limits():
+    bar = alphas_bar()
+    snr = bar / (1 - bar)
+    weight = min_snr_weight(bar, 5.0)
+    assert torch.equal(weight[snr <= 5], torch.ones_like(weight[snr <= 5])), "noisy samples keep their full weight"
+    torch.testing.assert_close(weight[snr > 5] * snr[snr > 5], torch.full_like(weight[snr > 5], 5.0))
+    assert torch.equal(min_snr_weight(bar, 1e9), torch.ones_like(bar)), "γ → ∞ is the plain loss"
+    assert torch.equal(min_snr_weight(bar, 0.0), torch.ones_like(bar)), "0 is off"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_loss_is_in_fp32_whatever_the_prediction_is_in(dtype):
+    assert squared_error(torch.ones(2, 3, dtype=dtype), torch.zeros(2, 3)).dtype == torch.float32

@@ -1,0 +1,339 @@
+"""One training step and its draws: laws that hold whatever is trained."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdlora import apply, files, models, training
+from sdlora.data import Encoded
+from sdlora.errors import SdloraError
+from sdlora.training import TrainConfig, batches, draws, loop, planning, run, schedule, session
+from sdlora.training.batches import Source
+from sdlora.training.layout import Layout
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
+    return folder
+
+
+@pytest.fixture
+def config(pictures, tmp_path):
+    def make(**changes) -> TrainConfig:
+        usual = {"steps": 3, "batch_size": 2, "rank": 2, "resolution": 32, "precision": "fp32", "save_every": 0, "learning_rate": 1e-2}
+        return TrainConfig(**{"images": pictures, "output": tmp_path / "run"} | usual | changes)
+
+    return make
+
+
+@pytest.fixture
+def running(components, pictures):
+    """A function config -> Run, in memory; the updates come off afterwards."""
+    from sdlora.data import Cache, encode, scan
+
+    def make(config: TrainConfig) -> run.Run:
+        apply.eject(components.modules)
+        settled = session.fitted(config.settled(), components)
+        cache = Cache()
+        source = Source("images", encode(scan(pictures), components, 32, cache), config.batch_size, 1.0)
+        return session._run(settled, components, [source], cache, {"base model": "b", "images": "i"})
+
+    yield make
+    apply.eject(components.modules)
+
+
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def gradients(r: run.Run) -> torch.Tensor:
+    for batch in batches.batches(r.sources, r.config, r.step, 1000):
+        loop.batch_loss(r, batch).backward()
+    found = flat([p.grad for p in r.parameters])
+    r.optimizer.zero_grad()
+    return found
+
+
+def randomise(r: run.Run) -> None:
+    with torch.no_grad():
+        for i, p in enumerate(r.parameters):
+            p += 0.05 * draws.normal(tuple(p.shape), 0, "test", i)
+
+
+def test_a_draw_depends_on_its_name_alone():
+    one = draws.normal((3,), 1, "noise", 7)
+    torch.manual_seed(3)
+    assert torch.equal(one, draws.normal((3,), 1, "noise", 7))
+    others = [draws.normal((3,), *key) for key in ((2, "noise", 7), (1, "flip", 7), (1, "noise", 8))]
+    assert not any(torch.equal(one, other) for other in others)
+
+
+def test_every_epoch_sees_every_image_once_in_a_new_order():
+    epochs = [[draws.pick(e * 7 + i, 7, 0, "order") for i in range(7)] for e in range(5)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_stratified_timesteps_are_uniform_and_one_to_a_stratum():
+    rows = torch.stack([draws.timesteps(8, 1000, True, 0, "t", step) for step in range(400)])
+    assert torch.equal(rows.sort(1).values // 125, torch.arange(8).expand(400, 8))
+    for t in (rows, torch.stack([draws.timesteps(8, 1000, False, 0, "t", step) for step in range(400)])):
+        assert 0 <= t.min() and t.max() <= 999
+        assert abs(t.float().mean() - 499.5) < 4 * 288.7 / math.sqrt(3200)
+    assert (rows.float().mean(0) - 499.5).abs().max() < 4 * 288.7 / math.sqrt(400), "every place of the batch is uniform as well"
+
+
+def test_the_learning_rate_warms_up_and_falls_as_asked(config):
+    cosine = config(steps=100, warmup=10)
+    rates = [schedule.factor(i, cosine) for i in range(100)]
+    assert rates[0] == 1 / 11 and rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 0.001
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert [schedule.factor(i, config(steps=100, warmup=0, schedule="constant")) for i in (0, 50, 99)] == [1.0, 1.0, 1.0]
+
+
+def test_dropped_captions_and_mirrored_views_have_their_share(config):
+    data = Encoded(torch.zeros(2, 2, 1, 1, 1) + torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1), ("a", "b"))
+    settings = config(caption_dropout=0.25, batch_size=100)
+    parts = [batches.batches([Source("images", data, 100, 1.0)], settings, step, 1000)[0] for step in range(10)]
+    dropped = sum(caption == "" for part in parts for caption in part.captions) / 1000
+    mirrored = torch.cat([part.latents for part in parts]).mean().item()
+    assert abs(dropped - 0.25) < 0.06 and abs(mirrored - 0.5) < 0.07
+
+
+def test_accumulated_batches_are_one_large_batch(config, running):
+    one = running(config(batch_size=8))
+    randomise(one)
+    whole = gradients(one)
+    parts = running(config(batch_size=4, accumulate=2))
+    randomise(parts)
+    torch.testing.assert_close(gradients(parts), whole, rtol=1e-4, atol=1e-6 * whole.abs().max().item())
+
+
+def test_the_gradient_is_the_slope_of_the_loss(config, running):
+    r = running(config(batch_size=2))
+    randomise(r)
+    direction = gradients(r)
+    direction /= direction.norm()
+
+    def loss_at(distance: float) -> float:
+        offset = 0
+        with torch.no_grad():
+            for p in r.parameters:
+                p += distance * direction[offset : offset + p.numel()].view_as(p)
+                offset += p.numel()
+            return sum(loop.batch_loss(r, b).item() for b in batches.batches(r.sources, r.config, 0, 1000))
+
+    slope = (gradients(r) @ direction).item()
+    h = 2e-2
+    measured = (loss_at(h) - loss_at(-2 * h)) / (2 * h)
+    assert measured == pytest.approx(slope, rel=0.05)
+
+
+def test_bf16_gradients_with_the_classic_attention_point_the_same_way(config, running, components):
+    from sdlora.training import placement
+
+    r = running(config(batch_size=4))
+    randomise(r)
+    exact = gradients(r)
+    object.__setattr__(r.config, "precision", "bf16")
+    with placement.prepared(components, "bf16"):
+        rough = gradients(r)
+    assert torch.nn.functional.cosine_similarity(exact, rough, dim=0) > 0.995
+    assert (rough.norm() / exact.norm()).item() == pytest.approx(1, abs=0.03)
+
+
+def test_preparing_for_speed_leaves_no_trace(components, predict):
+    from sdlora.training import placement
+
+    before = predict(components)
+    with placement.prepared(components, "bf16"):
+        pass
+    assert torch.equal(predict(components), before)
+
+
+def test_only_the_adapter_learns(config, running, components):
+    before = {name: value.clone() for name, value in components.unet.state_dict().items()}
+    r = running(config())
+    start = flat(r.parameters).clone()
+    done = list(loop.steps(r))
+    assert [s.number for s in done] == [1, 2, 3] and all(s.loss > 0 and s.grad_norm > 0 for s in done)
+    assert not torch.equal(flat(r.parameters), start)
+    after = components.unet.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_loss_falls_on_a_batch_that_is_repeated(config, running, monkeypatch):
+    r = running(config(steps=8, batch_size=2, rank=8, warmup=0, schedule="constant"))
+    fixed = batches.batches(r.sources, r.config, 0, 1000)
+    monkeypatch.setattr(loop, "batches", lambda *_: fixed)
+    losses = [step.loss for step in loop.steps(r)]
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
+def test_clipping_bounds_the_gradient_and_reports_it_unclipped(config, running):
+    r = running(config(clip=1e-3, weight_decay=0.0))
+    step = next(loop.steps(r))
+    assert step.grad_norm > 1e-3
+
+
+def test_a_trained_text_encoder_gets_gradients_and_its_own_rate(config, running):
+    r = running(config(targets=("attention", "text_attention", "text_mlp"), text_learning_rate=1e-3))
+    assert list(r.rates) == [1e-2, 1e-3]
+    start = [p.detach().clone() for p in r.parameters]
+    list(loop.steps(r))
+    moved = [not torch.equal(a, b) for a, b in zip(start, r.parameters, strict=True)]
+    assert all(moved)
+    assert {name.partition(".")[0] for name in r.adapter().layers} == {"unet", "text_encoder"}
+
+
+def test_embeddings_made_anew_equal_the_cached_ones(components):
+    from sdlora.data import Cache
+    from sdlora.training import text
+
+    captions = ["a cat", "", "a dog, 3d emoji", "a cat"]
+    torch.testing.assert_close(text.encoded(captions, components)(captions), text.cached(captions, components, Cache())(captions))
+
+
+def test_the_prior_weighs_as_much_as_it_should(config):
+    data = Encoded(torch.zeros(2, 1, 1, 1, 1), ("a", "b"))
+    parts = batches.batches([Source("images", data, 4, 1.0), Source("prior", data, 2, 0.5)], config(batch_size=4, accumulate=3), 0, 1000)
+    weights = torch.stack([part.weights for part in parts])
+    assert weights.shape == (3, 6)
+    assert weights[:, :4].sum().item() == pytest.approx(1.0) and weights[:, 4:].sum().item() == pytest.approx(0.5)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(config, running):
+    r = running(config(steps=5))
+    list(loop.steps(r, 2))
+    good = flat(r.parameters).clone()
+    r.sources[0].data.latents[:] = float("nan")
+    with pytest.raises(SdloraError, match=r"the loss is nan in step 3 of 5 \(learning_rate 0.01.*smaller learning_rate"):
+        next(loop.steps(r))
+    assert r.step == 2 and torch.equal(flat(r.parameters), good)
+
+
+def test_a_failing_run_keeps_its_last_state(config, components, monkeypatch):
+    settings = config(steps=4, save_every=2)
+    real = loop.batch_loss
+    monkeypatch.setattr(loop, "batch_loss", lambda r, b: real(r, b) * (float("inf") if r.step == 3 else 1))
+    with pytest.raises(SdloraError, match="the loss is inf in step 4 .*the last good state is in .*state.pt") as caught:
+        training.train(settings, progress=False, components=components)
+    assert "\n" not in str(caught.value)
+    place = Layout(settings.output)
+    assert run.read_state(place.state)["step"] == 2 and not place.adapter.exists()
+    assert not [p for p in place.folder.iterdir() if ".tmp" in p.name]
+    monkeypatch.undo()
+    assert training.train(settings, progress=False, components=components) == place.adapter
+
+
+def test_the_file_says_what_it_is_and_where_from(config, components, tmp_path):
+    settings = config(trigger="sks style", alpha=4.0, name="Ink")
+    path = training.train(settings, progress=False, components=components)
+    head = files.read_metadata(path)
+    assert head["ss_network_dim"] == "2" and head["ss_network_alpha"] == "4" and head["sdlora.base_hash"] == components.hash
+    assert head["modelspec.trigger_phrase"] == "sks style" and head["modelspec.title"] == "Ink"
+    assert '"sks style": 3' in head["ss_tag_frequency"] and '"images_hash"' in head[files.SETTINGS]
+    assert str(tmp_path) not in str(head), "no path of this machine"
+    assert len(files.load(path, components.modules).layers) == 56
+
+
+def test_peft_format_on_request(config, components):
+    path = training.train(config(format="peft", steps=1), progress=False, components=components)
+    assert files.format_of(path) == "peft"
+
+
+def test_samples_are_drawn_from_the_saved_file_on_the_bare_base(config, components, predict):
+    settings, seen = config(steps=4, save_every=2), []
+    before = predict(components)
+
+    def draw(path, step):
+        assert torch.equal(predict(components), before), "the trainable updates are off meanwhile"
+        with apply.stacked(components.modules, [(files.load(path, components.modules), 1.0)]):
+            assert not torch.equal(predict(components), before)
+        seen.append((path.name, step))
+
+    training.train(settings, draw, progress=False, components=components)
+    assert seen == [("step-000002.safetensors", 2), ("adapter.safetensors", 4)]
+    assert torch.equal(predict(components), before)
+
+
+def test_prior_pictures_are_drawn_once_with_the_bare_base(config, components):
+    calls = []
+
+    def imagine(base, wanted, prior):
+        assert base is components
+        calls.append(list(wanted))
+        for _, seed in wanted:
+            yield Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8))
+
+    settings = config(prior={"prompts": ("a cat", "a dog"), "images": 10}, steps=2)
+    path = training.train(settings, progress=False, imagine=imagine, components=components)
+    assert [len(call) for call in calls] == [8, 2] and [prompt for prompt, _ in calls[1]] == ["a cat", "a dog"]
+    assert len({seed for call in calls for _, seed in call}) == 10
+    first = path.read_bytes()
+    pictures = sorted(Layout(settings.output).prior.rglob("*.png"))
+    assert len(pictures) == 10
+    pictures[3].unlink()  # its group is drawn again, as a whole
+    path.unlink()
+    Layout(settings.output).state.unlink()
+    assert training.train(settings, progress=False, imagine=imagine, components=components).read_bytes() == first
+    assert [len(call) for call in calls] == [8, 2, 8]
+    with pytest.raises(SdloraError, match="imagine"):
+        training.train(config(prior={"prompts": ("a cow",)}, output=settings.output.parent / "b"), progress=False, components=components)
+
+
+def test_a_plan_counts_and_touches_nothing(config, tiny_base, tmp_path):
+    settings = config(base=str(tiny_base), targets=("attention", "text_mlp"), rank=4, trigger="sks style", steps=30, accumulate=2)
+    found = planning.plan(settings)
+    skeleton = models.skeleton(tiny_base)
+    fresh = apply.inject(skeleton, apply.select(skeleton, ("attention", "text_mlp")), 4, 4.0)
+    assert found.parameters == sum(p.numel() for p in fresh) and found.images == 3 and found.targets[0].layers == 56
+    text = "\n".join(planning.lines(found))
+    assert "40.0 times each image" in text and f"{found.parameters:,}" in text and "text encoder 0.005" in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": "emojy"}, ["emojy", "did you mean emoji?"]),
+        ({"trigger": "zorbot"}, ["the trigger 'zorbot' is in none of the 3 captions"]),
+        ({"device": "cuda:77"}, ["device is 'cuda:77'", "cpu"]),
+        ({"resolution": 20}, ["resolution is 20", "multiple of 16"]),
+    ],
+)
+def test_what_a_run_cannot_use_is_said_before_anything_is_written(config, tiny_base, tmp_path, changes, words):
+    with pytest.raises(SdloraError) as caught:
+        training.train(config(**{"base": str(tiny_base)} | changes), progress=False)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_is_said(config, components, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SdloraError, match="cannot write into .*file"):
+        training.train(config(output=tmp_path / "file" / "run"), progress=False, components=components)
+
+
+def test_a_corrupt_image_is_said_before_anything_is_written(config, components, pictures, tmp_path):
+    (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:300])
+    with pytest.raises(SdloraError, match="1.png is not a readable image"):
+        training.train(config(), progress=False, components=components)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(monkeypatch):
+    from sdlora.training import placement
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SdloraError, match="num_processes 1"):
+        placement.device()

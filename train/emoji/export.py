@@ -1,0 +1,41 @@
+"""The trained networks as a Stable Diffusion pipeline folder: what is shipped as the base `emoji`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+
+from emoji import networks, tokenizer
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def export(work: Path, output: Path) -> None:
+    """Write the weight averages in fp16, with configs, tokenizer and schedule, into `output`."""
+    average = torch.load(work / "unet-state.pt", weights_only=True)["average"]
+    vocabulary = tokenizer.load(work / "tokenizer")
+    unet = networks.unet()
+    text = networks.text_encoder(len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id)
+    for name, module in (("unet", unet), ("text_encoder", text)):
+        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in average.items() if k.startswith(f"{name}.")})
+        module.half().save_pretrained(output / name)
+    AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(output / "vae")
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_pretrained(output / "scheduler")
+    shutil.copytree(work / "tokenizer", output / "tokenizer", dirs_exist_ok=True)
+    (output / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
+    print(f"{output}: {size / 1e6:.1f} MB")
