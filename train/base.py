@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -144,7 +145,14 @@ def alphas_bar() -> torch.Tensor:
     return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(0)
 
 
-def train_unet(work: Path, seconds: float) -> None:
+def begin_from(folder: Path, unet: nn.Module, text: nn.Module) -> None:
+    """The weights of an exported base instead of random ones: more training for a model whose state is gone."""
+    for module, file in ((unet, "unet/diffusion_pytorch_model.safetensors"), (text, "text_encoder/model.safetensors")):
+        weights = {name.removeprefix("text_model."): value.float() for name, value in load_file(folder / file).items()}
+        module.load_state_dict(weights)
+
+
+def train_unet(work: Path, seconds: float, start: Path | None = None) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 
     torch.manual_seed(SEED)
@@ -157,6 +165,8 @@ def train_unet(work: Path, seconds: float) -> None:
     zero_outputs(unet)
     unet.to(memory_format=torch.channels_last)
     text = networks.text_encoder(len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id)
+    if start:
+        begin_from(start, unet, text)
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text})
     training = loop.Training(modules, muon.optimizers(modules, 0.02, 1e-3), UNET_STEPS, work / "unet-state.pt")
     bar = alphas_bar()
@@ -193,6 +203,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("sdlora/assets/emoji"), help="where `export` writes")
     parser.add_argument("--vae-seconds", type=float, default=1e9, help="a time budget, where it is tighter than the steps")
     parser.add_argument("--unet-seconds", type=float, default=1e9)
+    parser.add_argument("--start", type=Path, help="an exported base whose U-Net and text encoder are trained further")
     options = parser.parse_args()
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -201,7 +212,7 @@ def main() -> None:
         "tokenizer": (work / "tokenizer", lambda: tokenizer.train(work / "captions.json", work / "tokenizer")),
         "vae": (work / "vae", lambda: train_vae(work, options.vae_seconds)),
         "latents": (work / "latents.npy", lambda: latents(work)),
-        "unet": (None, lambda: train_unet(work, options.unet_seconds)),
+        "unet": (None, lambda: train_unet(work, options.unet_seconds, options.start)),
         "export": (None, lambda: export(work, options.output)),
     }
     for name, (result, run) in stages.items():

@@ -21,7 +21,7 @@ from sdlora.generation import Request, generate
 from sdlora.sheet import contact_sheet
 
 HERE = Path(__file__).parent / "emoji"
-JUDGE_PICTURES, JUDGE_STEPS = 35_000, 1_200
+JUDGE_PICTURES, JUDGE_STEPS = 35_000, 700
 STYLE_FOLDER = Path(__file__).parent.parent / "datasets/high-contrast"
 _drawings: judge.Drawings | None = None
 

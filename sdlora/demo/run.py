@@ -30,6 +30,7 @@ FAST_TRAINING = (
     "prior.images=2",
     "prior.sampling_steps=2",
 )
+STRIP = 2  # rows of the sheet's upper part alone, strip.png: the README's picture
 TITLE = "Two adapters, trained by this demo, at the strengths above each column; same seed along a row"
 
 
@@ -123,6 +124,7 @@ def draw(components: Components, trained: dict[str, Path], triggers: Triggers, d
     rows: list[list[Image.Image]] = [list(row) for row in zip(*columns, strict=True)]
     labels = [row.label for row in demo.rows], [column.label(triggers) for column in COLUMNS]
     sheet.contact_sheet(rows, *labels, path, TITLE)
+    sheet.contact_sheet(rows[:STRIP], labels[0][:STRIP], labels[1], path.with_name("strip.png"))
     return path
 
 
