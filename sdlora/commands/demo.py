@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Train a style and a character adapter on the samples, draw one sheet with both and measure what they cost.
 
-    Takes about three minutes on two cores. Once more, it goes on where it was, or uses what is trained.
+    Takes a few minutes on two cores. Once more, it goes on where it was, or uses what is trained.
     """
     from time import perf_counter
 
