@@ -45,7 +45,7 @@ def export(work: Path, output: Path) -> None:
 
 
 def name_like_clip(file: Path) -> None:
-    """The level `text_model.` in the names, which transformers 5 no longer writes, but every version reads."""
+    """The level `text_model.` in the names, as Stable Diffusion has it; transformers 5 reads it but no longer writes it."""
     weights = load_file(file)
     save_file({f"text_model.{name.removeprefix('text_model.')}": value for name, value in weights.items()}, file, {"format": "pt"})
 
