@@ -22,10 +22,10 @@ from emoji import loop, muon, networks, tokenizer
 from emoji.examples import SIZE, Examples
 
 SEED = 0
-IMAGES = 65_536
+IMAGES = 49_152
 VAE_STEPS, VAE_BATCH = 2_000, 16
-UNET_STEPS, UNET_BATCH = 3_000, 96
-MIN_SNR = 5.0
+UNET_STEPS, UNET_BATCH = 6_500, 96
+SNR_RANGE = 0.1, 5.0  # the weight of the error in x₀
 _examples: Examples | None = None
 
 
@@ -184,7 +184,7 @@ def train_unet(work: Path, seconds: float, start: Path | None = None) -> None:
             predicted = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, context).sample
         error = (predicted.float() - noise).pow(2).mean((1, 2, 3))
         snr = bar[t] / (1 - bar[t])
-        return (error * (snr.clamp(max=MIN_SNR) / snr)).mean()
+        return (error * (snr.clamp(*SNR_RANGE) / snr)).mean()
 
     training.run(loss_of, seconds, report("unet", UNET_STEPS, work))
 

@@ -132,10 +132,10 @@ def wearing(body: Image.Image, hat: Image.Image) -> Image.Image:
 
 def move(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A light random affine change; mirrored one time in three."""
-    angle, scale = np.deg2rad(rng.uniform(-12, 12)), 1 / rng.uniform(0.78, 1.04)
+    angle, scale = np.deg2rad(rng.uniform(-8, 8)), 1 / rng.uniform(0.82, 1.02)
     flip = -1.0 if rng.random() < 0.33 else 1.0
     c, s = scale * np.cos(angle), scale * np.sin(angle)
-    tx, ty = rng.uniform(-7, 7, 2)
+    tx, ty = rng.uniform(-5, 5, 2)
     a, b, d, e = c * flip, s * flip, -s, c
     centre = picture.width / 2
     matrix = (a, b, centre - a * (centre + tx) - b * (centre + ty), d, e, centre - d * (centre + tx) - e * (centre + ty))
