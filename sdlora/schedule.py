@@ -1,4 +1,4 @@
-"""The noise schedule: betas → ᾱ."""
+"""The noise schedule of training: betas → ᾱ, and its rescaling to zero terminal SNR."""
 
 import torch
 from torch import Tensor
@@ -20,3 +20,12 @@ def alphas_bar(start: float = 0.00085, end: float = 0.012, kind: str = "scaled_l
         case _:
             raise SdloraError(f"unknown beta schedule {kind!r}{nearest(kind, ('scaled_linear', 'linear'))}")
     return (1 - betas).cumprod(0)
+
+
+def zero_terminal_snr(alphas_bar: Tensor) -> Tensor:
+    """ᾱ, shifted and scaled so that √ᾱ keeps its first value and ends at 0.  Lin et al. 2023, arXiv:2305.08891, algorithm 1.
+
+    For models trained to predict v that way (`rescale_betas_zero_snr` in a scheduler's config): with ε, ᾱ_T = 0 tells nothing.
+    """
+    root = alphas_bar.sqrt()
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2

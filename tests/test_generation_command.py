@@ -87,8 +87,8 @@ def test_a_picture_carries_all_its_settings(run, style: Path, components, tmp_pa
     found = read_settings(tmp_path / "0001-seed3.png")
     assert found.pop("version").startswith("sdlora ")
     assert found == {
-        **{"prompt": "a cat", "negative": "blue", "seed": 3, "steps": 2, "sampler": "Euler", "schedule": "Uniform", "guidance": 4.0},
-        **{"width": 80, "height": 64, "apply": "stacked", "precision": "float32", "device": "cpu"},
+        **{"prompt": "a cat", "negative": "blue", "seed": 3, "steps": 2, "sampler": "Euler", "schedule": "uniform", "guidance": 4.0},
+        **{"width": 80, "height": 64, "noise": "cpu", "apply": "stacked", "precision": "float32", "device": "cpu"},
         "base": {"name": "tiny", "hash": components.hash},
         "adapters": [
             {

@@ -19,6 +19,10 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One or several prompts, each in quotes.")],
     adapter: Annotated[list[str] | None, typer.Option(metavar="FILE=ETA", help="An adapter and its strength; may be repeated.")] = None,
     seed: Annotated[str, typer.Option(help="Seeds: 7, or 1-4, or 1,5,9. Every prompt is drawn with each.")] = "1",
+    sampler: Annotated[str, typer.Option(help="Euler, Euler a, DPM++ 2M, UniPC, …; other programs' names are understood.")] = "Euler",
+    schedule: Annotated[
+        str, typer.Option(help="uniform, karras, exponential, sgm_uniform, simple, beta, …; or the sampler's.")
+    ] = "automatic",
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none and takes half the time.")] = 5.0,
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
@@ -28,6 +32,12 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures drawn together at the most; changes the speed alone.")] = None,
+    eta: Annotated[float | None, typer.Option(help="How much noise ancestral samplers, SDE samplers and DDIM add.")] = None,
+    s_churn: Annotated[float | None, typer.Option(help="Noise before each step of Euler, Heun and DPM2.")] = None,
+    s_tmin: Annotated[float | None, typer.Option(help="Lowest noise level of --s-churn.")] = None,
+    s_tmax: Annotated[float | None, typer.Option(help="Highest noise level of --s-churn.")] = None,
+    s_noise: Annotated[float | None, typer.Option(help="Scale of the noise that a sampler adds.")] = None,
+    noise: Annotated[str, typer.Option(help="cpu; or cuda: the numbers a GPU would draw, for AUTOMATIC1111's seeds.")] = "cpu",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the model: fp32, bf16 or fp16.")] = "fp32",
 ) -> None:
@@ -40,7 +50,9 @@ def generate(
     chosen = [generation.parse_adapter(text) for text in adapter or ()]
     record = tuple((str(path), eta) for path, eta in chosen)
     numbers = generation.parse_seeds(seed)
-    requests = [generation.Request(text, negative, n, steps, guidance, width, height, record) for text in prompts for n in numbers]
+    way = dict(sampler=sampler, schedule=schedule, noise=noise, eta=eta, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+    common: dict[str, Any] = dict(negative=negative, steps=steps, guidance=guidance, width=width, height=height, adapters=record, **way)
+    requests = [generation.Request(text, seed=n, **common) for text in prompts for n in numbers]
     folder = atomic.writable_folder(output)
     components = generation.load(base, device, precision)
     for text in [*prompts, negative]:

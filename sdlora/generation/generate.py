@@ -1,4 +1,4 @@
-"""Requests in, pictures out: text → noise → Euler steps → VAE, any number of pictures at a time."""
+"""Requests in, pictures out: text → noise → the sampler's steps → VAE, any number of pictures at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +16,9 @@ from sdlora.errors import SdloraError, nearest
 from sdlora.generation import noise
 from sdlora.generation.denoiser import denoiser, one_timestep
 from sdlora.generation.request import Request
-from sdlora.generation.sampler import State, euler, uniform
+from sdlora.generation.sampler import State, sample
+from sdlora.generation.samplers import Noise
+from sdlora.generation.schedules import Schedule, schedule
 from sdlora.models import Components
 
 POSITIONS = 1024  # latent positions in a batch by default: 4 pictures of 64 px with f = 4, where the gain ends on a CPU
@@ -46,13 +48,16 @@ def generate(
               CPU bit for bit, but for stacked adapters of rank 1 altogether (rounding, 1e-6 of the latents' scale).
     callback  is called after every step of every batch.
 
-    SdloraError (before anything is drawn) for a size that the model cannot draw, and when a picture turns into NaN.
+    SdloraError for a size that the model cannot draw and for more steps than the schedule has noise levels, before anything is
+    drawn; and when a picture turns into NaN.
     """
     if apply not in WAYS:
         raise SdloraError(f"unknown way to apply an adapter: {apply!r}{nearest(apply, WAYS)}")
     if batch is not None and batch < 1:
         raise SdloraError(f"batch is {batch}; it has to be at least 1")
     groups = list(_batches(components, requests, batch))
+    for group in groups:
+        _schedule(components, group[0])
     active = [(adapter, eta) for adapter, eta in weighted if eta != 0]
     return _pictures(components, groups, lambda: applied(components.modules, active, apply), callback)
 
@@ -79,8 +84,8 @@ def _pictures(
 
 
 def _batches(components: Components, requests: Iterable[Request], batch: int | None) -> Iterator[list[Request]]:
-    """Neighbours that can share the calls of the U-Net: same size and steps, all with guidance or all without."""
-    for (height, width, *_), run in groupby(requests, lambda r: (*size(components, r), r.steps, r.guidance == 1)):
+    """Neighbours that can share the calls of the U-Net: same size and way through the noise, all with guidance or all without."""
+    for (height, width, *_), run in groupby(requests, lambda r: (*size(components, r), r.steps, r.method, r.noise, r.guidance == 1)):
         many = batch or max(1, POSITIONS * components.factor**2 // (height * width))
         alike = list(run)
         yield from (alike[i : i + many] for i in range(0, len(alike), many))
@@ -91,12 +96,28 @@ def _draw(components: Components, requests: list[Request], texts: dict[str, Tens
     """One batch. `texts` remembers what is encoded already."""
     context, guidance = _condition(components, requests, texts)
     denoise = denoiser(components.unet, components.prediction, context, guidance)
-    schedule = uniform(components.alphas_bar, requests[0].steps)
-    height, width = (side // components.factor for side in size(components, requests[0]))
-    start = noise.initial([r.seed for r in requests], (components.unet.config.in_channels, height, width))
+    levels, start, fresh = _noise(components, requests)
     with one_timestep(components.unet):
-        latents = euler(denoise, start.to(components.device) * schedule.sigmas[0].item(), schedule, callback)
+        latents = sample(requests[0].method, denoise, start, levels, fresh, callback)
     return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
+
+
+def _schedule(components: Components, request: Request) -> Schedule:
+    method = request.method
+    return schedule(method.schedule, components.alphas_bar, request.steps, method.sampler.discard)
+
+
+def _noise(components: Components, requests: list[Request]) -> tuple[Schedule, Tensor, Noise]:
+    """The levels of a batch, its x at the first of them, and the noise that its sampler may add on the way."""
+    levels, seeds, source = _schedule(components, requests[0]), [r.seed for r in requests], noise.source_name(requests[0].noise)
+    height, width = (side // components.factor for side in size(components, requests[0]))
+    shape = (components.unet.config.in_channels, height, width)
+    streams = noise.streams(seeds, shape, source)
+    start = noise.drawn(streams).to(components.device) * levels.sigmas[0].item()
+    if requests[0].method.sampler.brownian:
+        increment = noise.between(seeds, shape, levels.sigmas.tolist(), source)
+        return levels, start, lambda sigma, after: increment(sigma, after).to(components.device)
+    return levels, start, lambda sigma, after: noise.drawn(streams).to(components.device)
 
 
 def _condition(components: Components, requests: list[Request], texts: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

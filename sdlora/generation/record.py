@@ -14,6 +14,7 @@ from typing import Any
 
 from sdlora import __version__
 from sdlora.generation.generate import Picture, size
+from sdlora.generation.noise import source_name
 from sdlora.generation.request import Request
 from sdlora.images import save_png
 from sdlora.models import Components
@@ -40,13 +41,16 @@ def next_number(folder: Path) -> int:
 def settings(components: Components, request: Request, apply: str = "stacked") -> dict[str, Any]:
     """All that it takes to draw the picture again, for JSON. The adapters are `request.adapters`, which have to be files."""
     height, width = size(components, request)
+    method = request.method
     return {
         "prompt": request.prompt,
         "negative": request.negative,
         "seed": request.seed,
         "steps": request.steps,
-        "sampler": "Euler",
-        "schedule": "Uniform",
+        "sampler": method.sampler.name,
+        "schedule": method.schedule,
+        **dict(method.options),
+        "noise": source_name(request.noise),
         "guidance": request.guidance,
         "width": width,
         "height": height,
@@ -93,5 +97,5 @@ def _label(row: Sequence[Picture], several: bool, seeds: bool) -> str:
 
 def _title(request: Request, prompts: int) -> str:
     adapters = " + ".join(f"{Path(path).stem} {eta:g}" for path, eta in request.adapters) or "no adapter"
-    facts = f"{adapters} · {request.steps} steps · guidance {request.guidance:g}"
+    facts = f"{adapters} · {request.method} · {request.steps} steps · guidance {request.guidance:g}"
     return facts if prompts > 1 else f"{request.prompt}\n{facts}"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.errors import SdloraError
+from sdlora.generation.noise import source_name
+from sdlora.generation.samplers import OPTIONS, Method, method
 
 MOST_SEEDS = 10_000  # in one --seed: more is taken for a slip of the keyboard
 LAST_SEED = 2**63 - 1  # torch's generators take no more
@@ -17,11 +19,19 @@ class Request:
     prompt: str
     negative: str = ""
     seed: int = 0
-    steps: int = 20  # calls of the U-Net (pairs of them, with guidance)
+    steps: int = 20  # noise levels; Heun, DPM2, DPM2 a, DPM++ 2S a and DPM++ SDE call the U-Net twice for each, the others once
     guidance: float = 5.0  # s of u + s (c − u); 1 is the plain conditional model, at half the cost
     width: int | None = None  # pixels; None is what the base was trained on
     height: int | None = None
     adapters: tuple[tuple[str, float], ...] = ()  # (file, strength), for the record: `generate` takes the adapters themselves
+    sampler: str = "Euler"  # a key of SAMPLERS, or another program's name for it ("DPM++ 2M Karras", "k_euler_a")
+    schedule: str = "automatic"  # or karras, exponential, sgm_uniform, …; automatic is the sampler's own
+    noise: str = "cpu"  # "cuda" has the numbers of a GPU's generator, on any device
+    eta: float | None = None  # for the samplers that have it, as the four below; None is the sampler's own value
+    s_churn: float | None = None
+    s_tmin: float | None = None
+    s_tmax: float | None = None
+    s_noise: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LAST_SEED:
@@ -33,6 +43,17 @@ class Request:
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None and side < 1:
                 raise SdloraError(f"{name} is {side}; it is a number of pixels")
+        source_name(self.noise)
+        method(self.sampler, self.schedule, self._options)
+
+    @property
+    def method(self) -> Method:
+        """The sampler with all that belongs to it; equal for requests that can be drawn together."""
+        return method(self.sampler, self.schedule, self._options)
+
+    @property
+    def _options(self) -> dict[str, float | None]:
+        return {name: getattr(self, name) for name in OPTIONS}
 
 
 def parse_seeds(text: str) -> list[int]:

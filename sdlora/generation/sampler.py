@@ -1,21 +1,18 @@
-"""Euler's method over σ with the schedule "Uniform": the semantics of k-diffusion and AUTOMATIC1111.
+"""A sampler at work: the denoiser, a schedule and noise in; x at σ₀ → x at 0.
 
-The state is x = x₀ + σ n (variance exploding), in fp32 throughout; the network sees x / √(σ² + 1) and a fractional timestep.
+The state is x = x₀ + σ n (variance exploding), in fp32 throughout; the network sees x / √(σ² + 1) and a fractional timestep. These
+are the semantics of k-diffusion and AUTOMATIC1111.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from sdlora.generation.samplers import Method, Noise
+from sdlora.generation.schedules import Schedule
+
 Denoise = Callable[[Tensor, float, float], Tensor]  # (x, σ, t) -> the estimate of x₀
-
-
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    timesteps: Tensor  # (n,) fp32, falling from T − 1 to 0, fractional
-    sigmas: Tensor  # (n + 1,) fp32, falling, the last one 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,25 +25,17 @@ class State:
     denoised: Tensor  # the estimate of x₀ that the step followed
 
 
-def uniform(alphas_bar: Tensor, steps: int) -> Schedule:
-    """Linearly spaced timesteps T − 1 … 0; ln σ interpolated linearly between the training levels σ_t = √((1 − ᾱ_t) / ᾱ_t).
+def sample(
+    method: Method, denoise: Denoise, x: Tensor, schedule: Schedule, noise: Noise, callback: Callable[[State], None] | None = None
+) -> Tensor:
+    """x at σ₀ → x at 0 by `method`; `noise` is asked only by samplers that add some."""
 
-    k-diffusion's DiscreteSchedule.get_sigmas. diffusers' timestep_spacing="linspace" interpolates σ itself: 1.5e-5 apart at n = 20.
-    One step starts at T − 1.
-    """
-    logs = ((1 - alphas_bar.double()) / alphas_bar.double()).log() / 2
-    t = torch.linspace(len(logs) - 1, 0, steps, dtype=torch.float64)
-    below, above = t.floor().long(), t.ceil().long()
-    sigmas = torch.lerp(logs[below], logs[above], t.frac()).exp()
-    return Schedule(t.float(), torch.cat([sigmas, sigmas.new_zeros(1)]).float())
+    def model(x: Tensor, sigma: float) -> Tensor:
+        return denoise(x, sigma, schedule.timestep(sigma))
 
-
-def euler(denoise: Denoise, x: Tensor, schedule: Schedule, callback: Callable[[State], None] | None = None) -> Tensor:
-    """x at σ₀ -> x at 0.  Karras et al. 2022, arXiv:2206.00364, algorithm 2 without churn: dx/dσ = (x − D(x; σ)) / σ."""
-    sigmas, timesteps = schedule.sigmas.tolist(), schedule.timesteps.tolist()
-    for i, t in enumerate(timesteps):
-        denoised = denoise(x, sigmas[i], t)
-        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    sigmas = schedule.sigmas.tolist()
+    walk = method.sampler.run(model, x, sigmas, noise, **dict(method.options))
+    for step, (latents, denoised) in enumerate(walk, start=1):
         if callback:
-            callback(State(i + 1, len(timesteps), x, denoised))
-    return x
+            callback(State(step, len(sigmas) - 1, latents, denoised))
+    return latents
