@@ -9,7 +9,7 @@ import torch
 from sdlora import apply, files
 from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
-from sdlora.generation import Request, draw, generate
+from sdlora.generation import SAMPLERS, Request, draw, generate
 from sdlora.kinds.lora import Lora
 from sdlora.layers import named_layers
 
@@ -55,6 +55,36 @@ def plain(components) -> list[np.ndarray]:
 def test_a_picture_does_not_depend_on_its_batch(components, plain, batch: int):
     """Measured: bit for bit. One level is allowed for kernels of other machines, whose rounding may depend on the batch."""
     assert difference(pixels(components, REQUESTS, batch=batch), plain) <= 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_whatever_the_sampler_a_picture_does_not_depend_on_its_batch(components, name: str):
+    requests = [Request("a cat face", seed=seed, steps=2, sampler=name) for seed in (4, 1)]
+    alone, together = (pixels(components, requests, batch=batch) for batch in (1, 2))
+    assert difference(alone, together) <= 1
+    assert difference(alone[:1], alone[1:]) > 10
+
+
+def test_requests_with_other_samplers_schedules_settings_or_noise_are_not_drawn_together(components):
+    ways = [{}, {"schedule": "simple"}, {"sampler": "Euler a"}, {"sampler": "k_euler_a"}, {"sampler": "Euler a", "eta": 0.5}]
+    requests = [Request("a cat face", seed=1, steps=2, **way) for way in [*ways, {"noise": "cuda"}]]
+    rows = []
+    with components.unet.register_forward_hook(lambda m, inputs, output: rows.append(len(inputs[0]) // 2)):
+        drawn = pixels(components, requests)
+    assert rows == [1, 1, 1, 1, 2, 2, 1, 1, 1, 1]  # the two names of Euler a are one sampler
+    same = [(i, j) for i in range(6) for j in range(i) if difference(drawn[i : i + 1], drawn[j : j + 1]) == 0]
+    assert same == [(3, 2)]
+
+
+def test_ddim_without_noise_is_euler_upon_the_same_levels(components):
+    ways = [{"sampler": "DDIM"}, {"sampler": "Euler", "schedule": "ddim"}, {"sampler": "Euler a", "schedule": "ddim", "eta": 0.0}]
+    one, two, three = (pixels(components, [Request("a cat face", seed=1, steps=3, **way)]) for way in ways)
+    assert difference(one, two) <= 1 and difference(one, three) <= 1
+
+
+def test_more_steps_than_the_schedule_has_levels_are_refused_before_drawing(components):
+    with pytest.raises(SdloraError, match="steps is 51; the schedule lcm"):
+        generate(components, [Request("a cat", steps=1), Request("a cat", steps=51, sampler="LCM")])
 
 
 def test_alone_or_among_others_is_the_same_bit_for_bit_with_one_picture_a_batch(components, plain):
@@ -143,7 +173,11 @@ def test_a_size_that_the_model_cannot_halve_is_refused_before_drawing(components
         generate(components, [Request("a cat", width=width, height=height)])
 
 
-@pytest.mark.parametrize("field", [{"steps": 0}, {"seed": -1}, {"guidance": -1.0}, {"guidance": float("nan")}, {"width": 0}])
+WRONG = [{"steps": 0}, {"seed": -1}, {"guidance": -1.0}, {"guidance": float("nan")}, {"width": 0}]
+WRONG += [{"sampler": "Eular"}, {"schedule": "karas"}, {"noise": "gpux"}, {"eta": 0.5}, {"s_churn": -1.0}, {"s_noise": 1.1}]
+
+
+@pytest.mark.parametrize("field", WRONG)
 def test_impossible_requests_are_refused_by_name(field: dict):
     with pytest.raises(SdloraError, match=next(iter(field))):
         Request("a cat", **field)

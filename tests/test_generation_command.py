@@ -101,6 +101,15 @@ def test_a_picture_carries_all_its_settings(run, style: Path, components, tmp_pa
     }
 
 
+def test_the_sampler_its_settings_and_the_source_of_noise_are_carried_too(run, tmp_path: Path):
+    run("a cat", "--sampler", "k_euler_a", "--schedule", "Karras", "--eta", "0.5", "--noise", "NV", "--output", tmp_path)
+    run("a cat", "--sampler", "DPM++ 3M SDE", "--seed", "1-2", "--output", tmp_path)
+    first, second = (read_settings(tmp_path / name) for name in ("0001-seed1.png", "0002-seed1.png"))
+    assert (first["sampler"], first["schedule"], first["eta"], first["noise"]) == ("Euler a", "karras", 0.5, "cuda")
+    assert (second["sampler"], second["schedule"], second["noise"]) == ("DPM++ 3M SDE", "exponential", "cpu")
+    assert "eta" not in second
+
+
 def test_strength_zero_draws_the_bases_pixels_and_another_strength_does_not(run, style: Path, tmp_path: Path):
     for strength in ("0", "1"):
         run("a cat", "--adapter", f"{style}={strength}", "--output", tmp_path)
@@ -153,6 +162,11 @@ def test_a_malformed_strength_is_one_line(tmp_path: Path, strength: str):
         (["--precision", "fp8"], "fp8.*fp"),
         (["--width", "65"], "width 65.*multiple of 16"),
         (["--steps", "0"], "steps is 0"),
+        (["--sampler", "DPM++ 2N"], r"unknown sampler 'DPM\+\+ 2N'; did you mean DPM\+\+ 2M"),
+        (["--schedule", "karas"], "karas.*karras"),
+        (["--eta", "1"], "eta has no effect with the sampler Euler"),
+        (["--noise", "gqu"], "gqu.*gpu"),
+        (["--sampler", "LCM", "--steps", "60"], "steps is 60; the schedule lcm"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_picture(run, tmp_path: Path, arguments: list[str], message: str):
