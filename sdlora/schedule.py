@@ -1,4 +1,4 @@
-"""The noise schedule of training: betas → ᾱ, and its rescaling to zero terminal SNR."""
+"""The noise schedule: betas → ᾱ, and ᾱ that ends in pure noise."""
 
 import torch
 from torch import Tensor
@@ -22,10 +22,8 @@ def alphas_bar(start: float = 0.00085, end: float = 0.012, kind: str = "scaled_l
     return (1 - betas).cumprod(0)
 
 
-def zero_terminal_snr(alphas_bar: Tensor) -> Tensor:
-    """ᾱ, shifted and scaled so that √ᾱ keeps its first value and ends at 0.  Lin et al. 2023, arXiv:2305.08891, algorithm 1.
-
-    For models trained to predict v that way (`rescale_betas_zero_snr` in a scheduler's config): with ε, ᾱ_T = 0 tells nothing.
-    """
+def zero_terminal(alphas_bar: Tensor) -> Tensor:
+    """ᾱ shifted and scaled so that its last entry is 0 and its first stays.  Lin et al. 2023, arXiv:2305.08891, algorithm 1."""
     root = alphas_bar.sqrt()
-    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * (first / (first - last))).square()

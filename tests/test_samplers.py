@@ -287,6 +287,7 @@ def test_names_of_other_programs_are_understood(text: str, name: str | None, lev
         (("LCM", "automatic", {"s_noise": 1.0}), "s_noise has no effect with the sampler LCM"),
         (("Heun", "uniform", {"s_tmin": 1.0}), "s_tmin has no effect .* while s_churn is 0"),
         (("Euler a", "uniform", {"s_noise": 1.1, "eta": 0.0}), "s_noise has no effect .* while eta is 0"),
+        (("Heun", "uniform", {"s_churn": 1.0, "s_tmin": 2.0, "s_tmax": 1.0}), "s_tmin is 2 and s_tmax 1"),
         (("Euler a", "uniform", {"eta": -1.0}), "eta is -1.0"),
         (("Euler a", "uniform", {"eta": math.nan}), "eta is nan"),
     ],

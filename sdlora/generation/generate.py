@@ -98,7 +98,7 @@ def _draw(components: Components, requests: list[Request], texts: dict[str, Tens
     denoise = denoiser(components.unet, components.prediction, context, guidance)
     levels, start, fresh = _noise(components, requests)
     with one_timestep(components.unet):
-        latents = sample(requests[0].method, denoise, start, levels, fresh, callback)
+        latents = sample(requests[0].method, denoise, start.to(components.device), levels, fresh, callback)
     return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
 
 
@@ -108,16 +108,15 @@ def _schedule(components: Components, request: Request) -> Schedule:
 
 
 def _noise(components: Components, requests: list[Request]) -> tuple[Schedule, Tensor, Noise]:
-    """The levels of a batch, its x at the first of them, and the noise that its sampler may add on the way."""
+    """The levels of a batch, its x at the first of them, and the noise that its sampler may add on the way; both on the CPU."""
     levels, seeds, source = _schedule(components, requests[0]), [r.seed for r in requests], noise.source_name(requests[0].noise)
     height, width = (side // components.factor for side in size(components, requests[0]))
     shape = (components.unet.config.in_channels, height, width)
     streams = noise.streams(seeds, shape, source)
-    start = noise.drawn(streams).to(components.device) * levels.sigmas[0].item()
+    start = noise.drawn(streams) * levels.sigmas[0].item()
     if requests[0].method.sampler.brownian:
-        increment = noise.between(seeds, shape, levels.sigmas.tolist(), source)
-        return levels, start, lambda sigma, after: increment(sigma, after).to(components.device)
-    return levels, start, lambda sigma, after: noise.drawn(streams).to(components.device)
+        return levels, start, noise.between(seeds, shape, levels.sigmas.tolist(), source)
+    return levels, start, lambda *_: noise.drawn(streams)
 
 
 def _condition(components: Components, requests: list[Request], texts: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

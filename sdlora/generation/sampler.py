@@ -28,13 +28,13 @@ class State:
 def sample(
     method: Method, denoise: Denoise, x: Tensor, schedule: Schedule, noise: Noise, callback: Callable[[State], None] | None = None
 ) -> Tensor:
-    """x at σ₀ → x at 0 by `method`; `noise` is asked only by samplers that add some."""
+    """x at σ₀ → x at 0 by `method`; `noise`, from any device, is asked only by samplers that add some."""
 
     def model(x: Tensor, sigma: float) -> Tensor:
         return denoise(x, sigma, schedule.timestep(sigma))
 
     sigmas = schedule.sigmas.tolist()
-    walk = method.sampler.run(model, x, sigmas, noise, **dict(method.options))
+    walk = method.sampler.run(model, x, sigmas, lambda *step: noise(*step).to(x.device), **dict(method.options))
     for step, (latents, denoised) in enumerate(walk, start=1):
         if callback:
             callback(State(step, len(sigmas) - 1, latents, denoised))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdlora.errors import SdloraError, nearest
 
-LEAST_BAR = 4.8973451890853435e-08  # stands for ᾱ_T = 0, so that σ stays finite (4519): AUTOMATIC1111's and ComfyUI's number
+LEAST_BAR = 2.0**-24  # stands for ᾱ_T = 0, so that σ stays finite: 4096 as in diffusers (AUTOMATIC1111 and ComfyUI: 4519)
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,6 +109,9 @@ def _refuse_ineffective(row: Sampler, given: Mapping[str, float]) -> None:
     if given.get(switch, row.options.get(switch)) == 0:
         for name in given.keys() - {switch}:
             raise SdloraError(f"{name} has no effect with the sampler {row.name} while {switch} is 0; leave it out, or set {switch}")
+    low, high = given.get("s_tmin", 0.0), given.get("s_tmax", math.inf)
+    if low > high:
+        raise SdloraError(f"s_tmin is {low:g} and s_tmax {high:g}: no noise level lies between them; s_tmin is the lower one")
 
 
 def _nearest(text: str) -> str:
