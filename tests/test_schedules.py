@@ -1,11 +1,13 @@
 """Every schedule against the library that defines it, and what all have in common."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from k_diffusion_oracle import external
 from k_diffusion_oracle import sampling as kd
+from scipy.stats import beta as distribution
 
 from sdlora.errors import SdloraError
 from sdlora.generation.schedules import BY_SIGMA, BY_TIMESTEP, schedule, schedule_name, timestep_of
@@ -59,6 +61,15 @@ def test_beta_is_diffusers(steps: int):
     theirs = EulerDiscreteScheduler(**SETTINGS, use_beta_sigmas=True)
     theirs.set_timesteps(steps)
     close(schedule("beta", BAR, steps).sigmas, theirs.sigmas)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 20, 30])
+def test_beta_timesteps_are_quantiles_as_comfyui_takes_them(steps: int):
+    """The distribution's own integral gives the evenly spaced numbers back, to the rounding of the timesteps."""
+    t = schedule("beta_timesteps", BAR, steps).timesteps.numpy()
+    assert (t == t.round()).all() and t[0] == 999
+    wanted = 1 - np.arange(steps) / steps
+    assert (distribution.cdf((t - 0.5) / 999, 0.6, 0.6) <= wanted).all() and (distribution.cdf((t + 0.5) / 999, 0.6, 0.6) >= wanted).all()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 20, 30, 50])

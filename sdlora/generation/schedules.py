@@ -112,6 +112,12 @@ def lcm(training: int, n: int) -> Tensor:
     return distilled[[int(i * 50 / n) for i in range(n)]]
 
 
+def beta_timesteps(training: int, n: int) -> Tensor:
+    """Quantiles of B(0.6, 0.6) among the timesteps.  Lee et al. 2024, arXiv:2407.12173; ComfyUI's "beta"."""
+    quantiles = _beta_quantiles(1 - torch.arange(n, dtype=torch.float64) / n)
+    return (quantiles * (training - 1)).round()
+
+
 def karras(low: float, high: float, n: int) -> Tensor:
     """σ^(1/ρ) evenly, ρ = 7.  Karras et al. 2022, arXiv:2206.00364, eq. 5; k-diffusion's get_sigmas_karras."""
     return torch.linspace(high ** (1 / 7), low ** (1 / 7), n, dtype=torch.float64) ** 7
@@ -123,14 +129,11 @@ def exponential(low: float, high: float, n: int) -> Tensor:
 
 
 def beta(low: float, high: float, n: int) -> Tensor:
-    """Quantiles of the beta distribution B(0.6, 0.6), between the outermost σ.  Lee et al. 2024, arXiv:2407.12173.
+    """Quantiles of B(0.6, 0.6) between the outermost σ: what diffusers (use_beta_sigmas) and AUTOMATIC1111 call beta.
 
-    In σ, as diffusers (use_beta_sigmas) and AUTOMATIC1111 have it; ComfyUI's "beta" takes the quantiles of the timesteps.
+    With 12 steps it leaps from σ = 0.5 to 0.03, where multistep samplers of higher order fail; beta_timesteps does not.
     """
-    from scipy.stats import beta as distribution  # half a second to import
-
-    quantiles = distribution.ppf(torch.linspace(1, 0, n, dtype=torch.float64).numpy(), 0.6, 0.6)
-    return low + torch.from_numpy(quantiles) * (high - low)
+    return low + _beta_quantiles(torch.linspace(1, 0, n, dtype=torch.float64)) * (high - low)
 
 
 BY_TIMESTEP: dict[str, Callable[[int, int], Tensor]] = {  # (T, n) -> (n,) timesteps
@@ -139,6 +142,7 @@ BY_TIMESTEP: dict[str, Callable[[int, int], Tensor]] = {  # (T, n) -> (n,) times
     "simple": simple,
     "ddim": ddim,
     "lcm": lcm,
+    "beta_timesteps": beta_timesteps,
 }
 BY_SIGMA: dict[str, Callable[[float, float, int], Tensor]] = {  # (σ_min, σ_max, n) -> (n,) σ
     "karras": karras,
@@ -146,6 +150,12 @@ BY_SIGMA: dict[str, Callable[[float, float, int], Tensor]] = {  # (σ_min, σ_ma
     "beta": beta,
 }
 ALIASES = {"normal": "uniform", "ddimuniform": "ddim"}
+
+
+def _beta_quantiles(at: Tensor) -> Tensor:
+    from scipy.stats import beta as distribution  # half a second to import
+
+    return torch.from_numpy(distribution.ppf(at.numpy(), 0.6, 0.6))
 
 
 def _short(text: str) -> str:
