@@ -108,16 +108,18 @@ def style_concepts() -> list[str]:
 
 
 def evaluate_style(base: str, file: Path, trigger: str, work: Path, count: int) -> dict:
-    """Share in the style, and share of right concepts, at strengths 0, 0.25, … 1, on concepts outside the folder."""
+    """Scores at strengths 0, 0.25, … 1 on concepts outside the folder: in the style, among the four drawn sets and among all
+    fourteen styles (the base's own stencil and line drawings look much like it); and right concepts."""
     components, eye = models.load(base), judge.load(work / "judge.pt")
     adapter, words = files.load(file, components.modules), icons.concepts()
     names = style_concepts()[:: max(1, len(style_concepts()) // count)][:count]
     prompts = [f"{article(words[n])}, {trigger}" for n in names]
-    result = {}
+    truth, result = [(n, "contrast") for n in names], {}
     for eta in (0.0, 0.25, 0.5, 0.75, 1.0):
         pictures = stack(draw(components, prompts, range(len(names)), [(adapter, eta)]))
-        result[eta] = shares(judge.verdicts(eye, pictures), [(n, "contrast") for n in names])
-        print(f"η = {eta}: in the style {result[eta]['style']:.0%}, right concept {result[eta]['concept']:.0%}", flush=True)
+        drawn, every = (shares(judge.verdicts(eye, pictures, among), truth) for among in (judge.DRAWN, judge.STYLES))
+        result[eta] = {"drawn": drawn["style"], "all": every["style"], "concept": drawn["concept"], "n": len(names)}
+        print(f"η = {eta}: in the style {drawn['style']:.0%} (of 14: {every['style']:.0%}), right concept {drawn['concept']:.0%}", flush=True)
     return result
 
 

@@ -4,6 +4,7 @@ It sees all concepts in all styles (the held-out pairs and the high-contrast ico
 mirroring and blur, so that it can score what the base and its adapters draw.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from emoji import icons, styles
 from emoji.examples import SIZE, SOURCE, Examples
 
 STYLES = (*styles.PHRASES, "contrast")
+DRAWN = (*styles.REAL, "contrast")  # the sets that people drew; the others are image processing
 
 
 def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -104,9 +106,11 @@ def load(path: Path) -> Judge:
 
 
 @torch.no_grad()
-def verdicts(judge: Judge, images: np.ndarray, batch: int = 64) -> list[tuple[str, str]]:
-    """uint8 pictures (n, 64, 64, 3) -> (concept, style) of each."""
+def verdicts(judge: Judge, images: np.ndarray, among: Sequence[str] = STYLES, batch: int = 64) -> list[tuple[str, str]]:
+    """uint8 pictures (n, 64, 64, 3) -> (concept, style) of each; the style is the likeliest one of `among`."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     parts = [judge(p) for p in x.split(batch)]
-    concepts, kinds = torch.cat([p[0] for p in parts]).argmax(1), torch.cat([p[1] for p in parts]).argmax(1)
-    return [(names()[c], STYLES[s]) for c, s in zip(concepts.tolist(), kinds.tolist())]
+    columns = [STYLES.index(style) for style in among]
+    concepts = torch.cat([p[0] for p in parts]).argmax(1)
+    kinds = torch.cat([p[1] for p in parts])[:, columns].argmax(1)
+    return [(names()[c], among[s]) for c, s in zip(concepts.tolist(), kinds.tolist())]
