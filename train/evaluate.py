@@ -119,7 +119,7 @@ def evaluate_style(base: str, file: Path, trigger: str, work: Path, count: int) 
         pictures = stack(draw(components, prompts, range(len(names)), [(adapter, eta)]))
         drawn, every = (shares(judge.verdicts(eye, pictures, among), truth) for among in (judge.DRAWN, judge.STYLES))
         result[eta] = {"drawn": drawn["style"], "all": every["style"], "concept": drawn["concept"], "n": len(names)}
-        print(f"η = {eta}: in the style {drawn['style']:.0%} (of 14: {every['style']:.0%}), right concept {drawn['concept']:.0%}", flush=True)
+        print(f"η = {eta}: in the style {drawn['style']:.0%}, of 14 {every['style']:.0%}; right concept {drawn['concept']:.0%}", flush=True)
     return result
 
 
