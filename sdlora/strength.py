@@ -5,7 +5,8 @@ One grammar for Python, the command line, TOML and `<lora:NAME:…>` tags:
     0.8                              everywhere
     0.5:1                            text encoders : U-Net, as AUTOMATIC1111 has it
     unet=0.8:text_encoder=0.5        per component; also text_encoder_2, and te for all text encoders
-    0.8:mid=0:up.1=0.3:down.2.0=1    per block of the U-Net, all its layers: down (or in), mid, up (or out); one of them; one position in it
+    0.8:mid=0:up=0.3                 per block of the U-Net, all its layers: down (or in), mid (or middle), up (or out)
+    0.8:up.1=0.3:down.2.0=1          up_blocks.1; in down_blocks.2, the first resnet and the attention behind it
     0.8@0-0.4,0.2@0.4-1              by the step, as fractions of the run; 0 where nothing is said
     unet=1@0-0.5:te=0.7              all together
 
@@ -29,9 +30,9 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 FRACTION = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 PIECE = re.compile(rf"({NUMBER})(?:@({FRACTION})-({FRACTION}))?")
 LAYER = {  # what a layer of the U-Net has to begin with to be in a block; the convolutions at the ends belong to the outermost blocks
-    "down": r"unet\.(down_blocks|conv_in)\.",
-    "mid": r"unet\.mid_block\.",
-    "up": r"unet\.(up_blocks|conv_norm_out|conv_out)\.",
+    "down": r"unet\.(down_blocks|conv_in)\b",
+    "mid": r"unet\.mid_block\b",
+    "up": r"unet\.(up_blocks|conv_out)\b",
 }
 
 
@@ -170,7 +171,7 @@ def governs(key: str, layer: str) -> bool:
     if key in LAYER:
         return bool(re.match(LAYER[key], layer))
     block, number, *position = key.split(".")
-    path = rf"unet\.{block}_blocks\.{number}\." + (rf"\w+\.{position[0]}\." if position else "")
+    path = rf"unet\.{block}_blocks\.{number}\." + (rf"(resnets|attentions)\.{position[0]}\." if position else "")
     return bool(re.match(path, layer))
 
 

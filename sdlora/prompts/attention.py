@@ -5,6 +5,8 @@ a bracket that is never closed reaches to the end, and a BREAK inside brackets i
 """
 
 import re
+from collections.abc import Iterable
+from itertools import groupby
 from typing import NamedTuple
 
 EMPHASES = ("Original", "No norm", "Ignore", "None")  # what becomes of the weights; sdlora/prompts/encode.py
@@ -25,33 +27,47 @@ END_OF_CHUNK = Span("BREAK", -1.0)
 
 def spans(prompt: str) -> list[Span]:
     """The pieces of `prompt` in order, neighbours of one weight joined; END_OF_CHUNK stands for a BREAK. Never empty, never an error."""
-    pieces: list[tuple[str, float]] = []
-    open_round: list[int] = []  # where in `pieces` each bracket that is still open began
+    texts: list[str] = []
+    weights: list[float] = []
+    open_round: list[int] = []  # the number of the first piece in each bracket that is still open
     open_square: list[int] = []
+
+    def add(text: str, weight: float = 1.0) -> None:
+        texts.append(text)
+        weights.append(weight)
+
+    def multiply(start: int, factor: float) -> None:
+        for i in range(start, len(weights)):
+            weights[i] *= factor
+
     for match in TOKEN.finditer(prompt):
         word, weight = match[0], _number(match[1])
         if word[0] == "\\":
-            pieces.append((word[1:], 1.0))
+            add(word[1:])
         elif word == "(":
-            open_round.append(len(pieces))
+            open_round.append(len(texts))
         elif word == "[":
-            open_square.append(len(pieces))
+            open_square.append(len(texts))
         elif weight is not None and open_round:
-            _multiply(pieces, open_round.pop(), weight)
+            multiply(open_round.pop(), weight)
         elif word == ")" and open_round:
-            _multiply(pieces, open_round.pop(), ROUND)
+            multiply(open_round.pop(), ROUND)
         elif word == "]" and open_square:
-            _multiply(pieces, open_square.pop(), SQUARE)
+            multiply(open_square.pop(), SQUARE)
         elif match[1] and weight is None and open_round:  # (word:1.2.3) is no number: text, then a bracket that closes
-            pieces.append((word[:-1], 1.0))
-            _multiply(pieces, open_round.pop(), ROUND)
+            add(word[:-1])
+            multiply(open_round.pop(), ROUND)
         else:
-            pieces += _broken(word)
+            first, *others = BREAK.split(word)
+            add(first)
+            for other in others:
+                add(*END_OF_CHUNK)
+                add(other)
     for start in open_round:
-        _multiply(pieces, start, ROUND)
+        multiply(start, ROUND)
     for start in open_square:
-        _multiply(pieces, start, SQUARE)
-    return _joined(pieces)
+        multiply(start, SQUARE)
+    return _joined(zip(texts, weights, strict=True)) or [Span("", 1.0)]
 
 
 def escaped(text: str) -> str:
@@ -66,20 +82,6 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _broken(text: str) -> list[tuple[str, float]]:
-    first, *others = BREAK.split(text)
-    return [(first, 1.0), *(piece for other in others for piece in (END_OF_CHUNK, (other, 1.0)))]
-
-
-def _multiply(pieces: list[tuple[str, float]], start: int, factor: float) -> None:
-    pieces[start:] = [(text, weight * factor) for text, weight in pieces[start:]]
-
-
-def _joined(pieces: list[tuple[str, float]]) -> list[Span]:
-    groups: list[tuple[list[str], float]] = []
-    for text, weight in pieces:
-        if groups and groups[-1][1] == weight:
-            groups[-1][0].append(text)
-        else:
-            groups.append(([text], weight))
-    return [Span("".join(texts), weight) for texts, weight in groups] or [Span("", 1.0)]
+def _joined(pieces: Iterable[tuple[str, float]]) -> list[Span]:
+    groups = groupby(pieces, key=lambda piece: piece[1])
+    return [Span("".join(text for text, _ in group), weight) for weight, group in groups]
