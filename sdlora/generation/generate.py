@@ -14,7 +14,8 @@ from sdlora.apply import WAYS
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation import adapters, noise
 from sdlora.generation.adapters import Active, Weighted
-from sdlora.generation.conditions import Texts, conditions
+from sdlora.generation.conditions import Texts
+from sdlora.generation.course import Course
 from sdlora.generation.denoiser import denoiser, one_timestep
 from sdlora.generation.request import Request
 from sdlora.generation.sampler import State, euler, uniform
@@ -101,23 +102,16 @@ def _batches(
 @torch.inference_mode()
 def _draw(components: Components, requests: list[Request], active: Active, texts: Texts, callback: Callback | None) -> list[Image.Image]:
     """One batch. `texts` remembers what is encoded already."""
-    steps = requests[0].steps
-    told = []
-    for step in range(steps):
-        active.enter(step)
-        told.append(conditions(requests, texts, active.text_state(step), step))
-    active.enter(0)
-    now = [0]
+    course = Course(requests, texts, active)
 
     def after(state: State) -> None:
-        now[0] = min(state.step, steps - 1)
-        active.enter(now[0])
+        course.enter(state.step)
         if callback:
             callback(state)
 
     guidance = torch.tensor([r.guidance for r in requests], device=components.device).view(-1, 1, 1, 1)
-    denoise = denoiser(components.unet, components.prediction, lambda: told[now[0]], guidance)
-    schedule = uniform(components.alphas_bar, steps)
+    denoise = denoiser(components.unet, components.prediction, course.now, guidance)
+    schedule = uniform(components.alphas_bar, requests[0].steps)
     height, width = (side // components.factor for side in size(components, requests[0]))
     start = noise.initial([r.seed for r in requests], (components.unet.config.in_channels, height, width))
     with one_timestep(components.unet):
