@@ -20,6 +20,7 @@ from sdlora.generation import parse_adapter, parse_seeds
 from sdlora.images import read_settings
 from sdlora.kinds.lora import Lora
 from sdlora.layers import named_layers
+from sdlora.strength import strength
 
 ROOT = Path(__file__).parents[1]
 
@@ -130,17 +131,18 @@ def test_malformed_seeds_are_one_line(text: str):
 def test_an_adapter_is_a_file_and_a_strength(tmp_path: Path):
     for name in ("a.safetensors", "b=2.safetensors"):
         (tmp_path / name).touch()
-    assert parse_adapter(f"{tmp_path}/a.safetensors=-0.5") == (tmp_path / "a.safetensors", -0.5)
-    assert parse_adapter(f"{tmp_path}/a.safetensors") == (tmp_path / "a.safetensors", 1.0)
-    assert parse_adapter(f"{tmp_path}/b=2.safetensors=0.3") == (tmp_path / "b=2.safetensors", 0.3)
-    assert parse_adapter(f"{tmp_path}/b=2.safetensors") == (tmp_path / "b=2.safetensors", 1.0)
+    assert parse_adapter(f"{tmp_path}/a.safetensors=-0.5") == (tmp_path / "a.safetensors", strength(-0.5))
+    assert parse_adapter(f"{tmp_path}/a.safetensors") == (tmp_path / "a.safetensors", strength(1))
+    assert parse_adapter(f"{tmp_path}/b=2.safetensors=0.3") == (tmp_path / "b=2.safetensors", strength(0.3))
+    assert parse_adapter(f"{tmp_path}/b=2.safetensors") == (tmp_path / "b=2.safetensors", strength(1))
+    assert parse_adapter(f"{tmp_path}/b=2.safetensors=te=0.3:unet=1") == (tmp_path / "b=2.safetensors", strength("0.3:1"))
 
 
-@pytest.mark.parametrize("strength", ["much", "nan", "inf", "", "0,8"])
-def test_a_malformed_strength_is_one_line(tmp_path: Path, strength: str):
+@pytest.mark.parametrize("text", ["much", "nan", "inf", "", "0,8"])
+def test_a_malformed_strength_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "a.safetensors").touch()
     with pytest.raises(SdloraError, match="strength") as error:
-        parse_adapter(f"{tmp_path}/a.safetensors={strength}")
+        parse_adapter(f"{tmp_path}/a.safetensors={text}")
     assert "\n" not in str(error.value)
 
 

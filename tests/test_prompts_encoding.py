@@ -52,7 +52,7 @@ def test_a_comma_that_is_itself_too_much_begins_the_next_chunk():
 def test_break_fills_the_chunk_and_a_comma_before_it_is_forgotten():
     assert bodies([1, 2], None, [3]) == [[1, 2], [3]]
     assert bodies([1], None) == [[1]] and bodies(None) == [[]] and bodies(None, None, [1]) == [[], [], [1]]
-    assert bodies([1, COMMA], None, [2] * 76) == [[1, COMMA], [2] * 75, [2]]
+    assert bodies([1] * 60 + [COMMA], None, [2] * 76) == [[1] * 60 + [COMMA], [2] * 75, [2]]
 
 
 def test_weights_travel_with_their_tokens():
