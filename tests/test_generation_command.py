@@ -103,8 +103,8 @@ def test_a_picture_carries_all_its_settings(run, style: Path, components, tmp_pa
 
 
 def test_strength_zero_draws_the_bases_pixels_and_another_strength_does_not(run, style: Path, tmp_path: Path):
-    for strength in ("0", "1"):
-        run("a cat", "--adapter", f"{style}={strength}", "--output", tmp_path)
+    for eta in ("0", "1"):
+        run("a cat", "--adapter", f"{style}={eta}", "--output", tmp_path)
     run("a cat", "--output", tmp_path)
     zero, one, base = (Image.open(tmp_path / f"000{i}-seed1.png").tobytes() for i in (1, 2, 3))
     assert zero == base != one
