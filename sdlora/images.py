@@ -42,13 +42,17 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def infotext(settings: Mapping[str, Any]) -> str:
     """The settings as AUTOMATIC1111 writes them: prompt with <lora:…> tags, negative prompt, and a line `Key: value, …`."""
-    adapters = settings.get("adapters", ())
-    tags = "".join(f" <lora:{Path(a['file']).stem}:{a['strength']:g}>" for a in adapters)
+    adapters = [adapter for adapter in settings.get("adapters", ()) if "tag" not in adapter]  # the prompt has the others' tags already
+    tags = "".join(f" <lora:{Path(a['file']).stem}:{_strength(a['strength'])}>" for a in adapters)
     lines = [f"{settings['prompt']}{tags}"]
     if settings.get("negative"):
         lines.append(f"Negative prompt: {settings['negative']}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in _fields(settings).items() if value not in (None, "")))
     return "\n".join(lines)
+
+
+def _strength(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _fields(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +68,8 @@ def _fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Size": size,
         "Model hash": base.get("hash", "")[:10],
         "Model": base.get("name"),
+        "Clip skip": settings.get("clip_skip"),
+        "Emphasis": settings.get("emphasis"),
         "Lora hashes": hashes,
         "Version": settings.get("version"),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sdlora"
 FLOORS = (  # by the first name below sdlora; a new module has to be given its place here
     {"errors", "atomic", "config", "families"},
-    {"layers", "schedule", "captions", "images", "sheet"},
+    {"layers", "schedule", "captions", "images", "sheet", "strength", "prompts"},
     {"adapter", "loss"},
     {"kinds", "matching"},
     {"formats"},

@@ -17,7 +17,13 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One or several prompts, each in quotes.")],
-    adapter: Annotated[list[str] | None, typer.Option(metavar="FILE=ETA", help="An adapter and its strength; may be repeated.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE=STRENGTH", help="An adapter: 0.8, unet=0.8:te=0.5:mid=0, 0.8@0-0.4,0.2@0.4-1; may be repeated."),
+    ] = None,
+    adapters: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Where <lora:NAME:STRENGTH> in a prompt is looked for; may be repeated.")
+    ] = None,
     seed: Annotated[str, typer.Option(help="Seeds: 7, or 1-4, or 1,5,9. Every prompt is drawn with each.")] = "1",
     sampler: Annotated[str, typer.Option(help="Euler, Euler a, DPM++ 2M, UniPC, …; other programs' names are understood.")] = "Euler",
     schedule: Annotated[
@@ -40,28 +46,35 @@ def generate(
     noise: Annotated[str, typer.Option(help="cpu; or cuda: the numbers a GPU would draw, for AUTOMATIC1111's seeds.")] = "cpu",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the model: fp32, bf16 or fp16.")] = "fp32",
+    clip_skip: Annotated[int, typer.Option(help="The text encoder's layer to read: 1 is the last, 2 the one before it.")] = 1,
+    emphasis: Annotated[
+        str, typer.Option(help='What (word:1.3) does: Original, "No norm", Ignore or None (brackets are text).')
+    ] = "Original",
 ) -> None:
     """Draw every PROMPT with every seed: PNGs that carry their settings, and a contact sheet.
 
     Example: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures
     """
     from sdlora import atomic, generation
+    from sdlora.prompts import extract
 
     chosen = [generation.parse_adapter(text) for text in adapter or ()]
     record = tuple((str(path), eta) for path, eta in chosen)
     numbers = generation.parse_seeds(seed)
     way = dict(sampler=sampler, schedule=schedule, noise=noise, eta=eta, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
-    common: dict[str, Any] = dict(negative=negative, steps=steps, guidance=guidance, width=width, height=height, adapters=record, **way)
-    requests = [generation.Request(text, seed=n, **common) for text in prompts for n in numbers]
+    further: dict[str, Any] = {"clip_skip": clip_skip, "emphasis": emphasis, **way}
+    requests = [generation.Request(t, negative, n, steps, guidance, width, height, record, **further) for t in prompts for n in numbers]
+    for prompt in prompts:
+        for tag in extract(prompt).ignored:
+            typer.echo(f"warning: {tag} is left out of the prompt; sdlora knows <lora:NAME:STRENGTH>", err=True)
+    requests, found = generation.find_tagged(requests, adapters or ())
     folder = atomic.writable_folder(output)
     components = generation.load(base, device, precision)
-    for text in [*prompts, negative]:
-        if cut := generation.tokens_cut(components, text):
-            typer.echo(f"warning: the last {cut} tokens of {text!r} are left out: the text encoder reads 77", err=True)
-    _draw(components, requests, generation.load_adapters(components, chosen), apply, batch, folder)
+    named = generation.load_named(components, found)
+    _draw(components, requests, generation.load_adapters(components, chosen), named, apply, batch, folder)
 
 
-def _draw(components: Any, requests: "list[Request]", weighted: Any, apply: str, batch: int | None, folder: Path) -> None:
+def _draw(components: Any, requests: "list[Request]", weighted: Any, named: Any, apply: str, batch: int | None, folder: Path) -> None:
     """Draw, save each picture as soon as it is there, and say where."""
     from time import perf_counter
 
@@ -69,7 +82,7 @@ def _draw(components: Any, requests: "list[Request]", weighted: Any, apply: str,
 
     start, saved = perf_counter(), []
     with _progress(sum(request.steps for request in requests)) as advance:
-        for picture in generate(components, requests, weighted, apply, batch, lambda state: advance(len(state.x))):
+        for picture in generate(components, requests, weighted, apply, batch, lambda state: advance(len(state.x)), named):
             saved.append((record.save(picture, folder, record.settings(components, picture.request, apply)), picture))
     seconds = perf_counter() - start
     for path, _ in saved if len(saved) <= 8 else (saved[0], saved[-1]):

@@ -9,7 +9,7 @@ from sdlora.generation.generate import Picture, generate
 from sdlora.generation.request import Request, parse_adapter, parse_seeds
 from sdlora.generation.sampler import State
 from sdlora.generation.samplers import SAMPLERS
-from sdlora.generation.session import draw, load, load_adapters, tokens_cut
+from sdlora.generation.session import draw, find_tagged, load, load_adapters, load_named
 
 __all__ = [
     "SAMPLERS",
@@ -17,10 +17,11 @@ __all__ = [
     "Request",
     "State",
     "draw",
+    "find_tagged",
     "generate",
     "load",
     "load_adapters",
+    "load_named",
     "parse_adapter",
     "parse_seeds",
-    "tokens_cut",
 ]

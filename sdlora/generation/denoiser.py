@@ -1,33 +1,46 @@
-"""The U-Net as a denoiser D(x; σ), with classifier-free guidance."""
+"""The U-Net as a denoiser D(x; σ), with classifier-free guidance and any number of conditions per picture."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdlora.generation.conditions import Conditions, composed
 from sdlora.generation.sampler import Denoise
 
 
-def denoiser(unet: nn.Module, prediction: str, context: Tensor, guidance: Tensor | None) -> Denoise:
-    """D for a batch of n pictures.  Guidance: Ho & Salimans 2022, arXiv:2207.12598, in the form u + s (c − u).
+def denoiser(unet: nn.Module, prediction: str, now: Callable[[], Conditions], guidance: Tensor) -> Denoise:
+    """D for a batch of n pictures.
 
-    context   (2n, tokens, width), conditional then unconditional; (n, tokens, width) without guidance
-    guidance  (n, 1, 1, 1) fp32, one s per picture; None skips the unconditional half
+    now       what holds at the current step; without unconditional rows each picture has one condition, and guidance no effect
+    guidance  (n, 1, 1, 1) fp32, one s per picture
     """
-    device, dtype = context.device, context.dtype
 
     def denoise(x: Tensor, sigma: float, t: float) -> Tensor:
-        rows = x if guidance is None else torch.cat([x, x])
-        scaled = (rows / (sigma**2 + 1) ** 0.5).to(dtype)
-        output = unet(scaled, torch.tensor(t, device=device), encoder_hidden_states=context).sample.float()
-        if guidance is not None:
-            conditional, unconditional = output.chunk(2)
-            output = unconditional + guidance * (conditional - unconditional)
+        conditions = now()
+        rows, m = [*conditions.rows, *conditions.unconditional], len(conditions.rows)
+        scaled = x / (sigma**2 + 1) ** 0.5
+        owners = [*conditions.owners, *range(len(conditions.unconditional))]
+        output = _predicted(unet, scaled, t, owners, [row.context for row in rows])
+        if conditions.unconditional:
+            output = composed(output[:m], output[m:], conditions.owners, conditions.weights, guidance)
         return clean(prediction, x, output, sigma)
 
     return denoise
+
+
+def _predicted(unet: nn.Module, scaled: Tensor, t: float, owners: Sequence[int], contexts: Sequence[Tensor]) -> Tensor:
+    """What the U-Net says of scaled[owners], in fp32: one call for all contexts of one length, since none is padded for another's sake."""
+    result = torch.empty((len(owners), *scaled.shape[1:]), device=scaled.device)
+    lengths = [context.shape[1] for context in contexts]
+    for length in dict.fromkeys(lengths):
+        rows = [row for row, tokens in enumerate(lengths) if tokens == length]
+        context = torch.cat([contexts[row] for row in rows])
+        inputs = scaled[[owners[row] for row in rows]].to(context.dtype)
+        result[rows] = unet(inputs, torch.tensor(t, device=context.device), encoder_hidden_states=context).sample.float()
+    return result
 
 
 def clean(prediction: str, x: Tensor, output: Tensor, sigma: float) -> Tensor:

@@ -1,9 +1,9 @@
 """Requests in, pictures out: text → noise → the sampler's steps → VAE, any number of pictures at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,19 +11,25 @@ from torch import Tensor
 
 from sdlora import models
 from sdlora.adapter import Adapter
-from sdlora.apply import WAYS, applied
+from sdlora.apply import WAYS
 from sdlora.errors import SdloraError, nearest
-from sdlora.generation import noise
+from sdlora.generation import adapters, noise
+from sdlora.generation.adapters import Active, Weighted
+from sdlora.generation.conditions import Texts
+from sdlora.generation.course import Course
 from sdlora.generation.denoiser import denoiser, one_timestep
 from sdlora.generation.request import Request
 from sdlora.generation.sampler import State, sample
 from sdlora.generation.samplers import Noise
 from sdlora.generation.schedules import Schedule, schedule
 from sdlora.models import Components
+from sdlora.prompts.encode import check
+from sdlora.strength import Strength, strength
 
 POSITIONS = 1024  # latent positions in a batch by default: 4 pictures of 64 px with f = 4, where the gain ends on a CPU
 
 Callback = Callable[[State], None]
+Group = tuple[list[Request], list[Weighted]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,31 +41,34 @@ class Picture:
 def generate(
     components: Components,
     requests: Iterable[Request],
-    weighted: Sequence[tuple[Adapter, float]] = (),
+    weighted: Sequence[tuple[Adapter, float | str | Strength]] = (),
     apply: str = "stacked",
     batch: int | None = None,
     callback: Callback | None = None,
+    named: Mapping[str, Adapter] | None = None,
 ) -> Iterator[Picture]:
     """The pictures, in the order of their requests, each as soon as its batch is done.
 
-    weighted  adapters with their strengths. They are on the model only while a batch is drawn, never while the caller has
-              control; strength 0 is the base itself, bit for bit.
+    weighted  adapters with their strengths (sdlora/strength.py). They are on the model only while a batch is drawn, never while the
+              caller has control; strength 0 is the base itself, bit for bit.
     batch     pictures drawn together at the most; by default as many as keep a CPU busy. A picture does not depend on it: on the
               CPU bit for bit, but for stacked adapters of rank 1 altogether (rounding, 1e-6 of the latents' scale).
     callback  is called after every step of every batch.
+    named     the adapters that a prompt can ask for by <lora:NAME:…>.
 
-    SdloraError for a size that the model cannot draw and for more steps than the schedule has noise levels, before anything is
-    drawn; and when a picture turns into NaN.
+    SdloraError (before anything is drawn) for a size that the model cannot draw, for more steps than the schedule has noise levels and
+    for a tag without an adapter; and when a picture turns into NaN.
     """
     if apply not in WAYS:
         raise SdloraError(f"unknown way to apply an adapter: {apply!r}{nearest(apply, WAYS)}")
     if batch is not None and batch < 1:
         raise SdloraError(f"batch is {batch}; it has to be at least 1")
-    groups = list(_batches(components, requests, batch))
-    for group in groups:
-        _schedule(components, group[0])
-    active = [(adapter, eta) for adapter, eta in weighted if eta != 0]
-    return _pictures(components, groups, lambda: applied(components.modules, active, apply), callback)
+    everywhere = [(adapter, strength(eta)) for adapter, eta in weighted]
+    groups = list(_batches(components, requests, everywhere, named or {}, batch))
+    for together, chosen in groups:
+        _schedule(components, together[0])
+        adapters.check(chosen, apply)
+    return _pictures(components, groups, apply, callback)
 
 
 def size(components: Components, request: Request) -> tuple[int, int]:
@@ -73,32 +82,48 @@ def size(components: Components, request: Request) -> tuple[int, int]:
     return height, width
 
 
-def _pictures(
-    components: Components, groups: list[list[Request]], adapters: Callable[[], AbstractContextManager], callback: Callback | None
-) -> Iterator[Picture]:
-    texts: dict[str, Tensor] = {}
-    for group in groups:
-        with adapters():
-            images = _draw(components, group, texts, callback)
-        yield from (Picture(request, image) for request, image in zip(group, images, strict=True))
+def _pictures(components: Components, groups: list[Group], apply: str, callback: Callback | None) -> Iterator[Picture]:
+    texts = Texts(components)
+    for requests, weighted in groups:
+        with adapters.active(components, weighted, apply, requests[0].steps) as active:
+            images = _draw(components, requests, active, texts, callback)
+        yield from (Picture(request, image) for request, image in zip(requests, images, strict=True))
 
 
-def _batches(components: Components, requests: Iterable[Request], batch: int | None) -> Iterator[list[Request]]:
-    """Neighbours that can share the calls of the U-Net: same size and way through the noise, all with guidance or all without."""
-    for (height, width, *_), run in groupby(requests, lambda r: (*size(components, r), r.steps, r.method, r.noise, r.guidance == 1)):
+def _batches(
+    components: Components, requests: Iterable[Request], weighted: list[Weighted], named: Mapping[str, Adapter], batch: int | None
+) -> Iterator[Group]:
+    """Neighbours that can share the calls of the U-Net."""
+    chosen = [(request, adapters.chosen(request, weighted, named)) for request in requests]
+    for request, _ in chosen:
+        check(request.emphasis, request.clip_skip, components.text_encoder)
+    for (height, width, *_), run in groupby(chosen, lambda c: _alike(components, *c)):
         many = batch or max(1, POSITIONS * components.factor**2 // (height * width))
         alike = list(run)
-        yield from (alike[i : i + many] for i in range(0, len(alike), many))
+        yield from (([request for request, _ in alike[i : i + many]], alike[i][1]) for i in range(0, len(alike), many))
+
+
+def _alike(components: Components, request: Request, weighted: list[Weighted]) -> tuple[Any, ...]:
+    """What requests of one batch have in common, height and width first."""
+    way = request.steps, request.method, request.noise, request.guided
+    return *size(components, request), *way, adapters.same(weighted)
 
 
 @torch.inference_mode()
-def _draw(components: Components, requests: list[Request], texts: dict[str, Tensor], callback: Callback | None) -> list[Image.Image]:
+def _draw(components: Components, requests: list[Request], active: Active, texts: Texts, callback: Callback | None) -> list[Image.Image]:
     """One batch. `texts` remembers what is encoded already."""
-    context, guidance = _condition(components, requests, texts)
-    denoise = denoiser(components.unet, components.prediction, context, guidance)
+    course = Course(requests, texts, active)
+
+    def after(state: State) -> None:
+        course.enter(state.step)
+        if callback:
+            callback(state)
+
+    guidance = torch.tensor([r.guidance for r in requests], device=components.device).view(-1, 1, 1, 1)
+    denoise = denoiser(components.unet, components.prediction, course.now, guidance)
     levels, start, fresh = _noise(components, requests)
     with one_timestep(components.unet):
-        latents = sample(requests[0].method, denoise, start.to(components.device), levels, fresh, callback)
+        latents = sample(requests[0].method, denoise, start.to(components.device), levels, fresh, after)
     return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
 
 
@@ -117,18 +142,6 @@ def _noise(components: Components, requests: list[Request]) -> tuple[Schedule, T
     if requests[0].method.sampler.brownian:
         return levels, start, noise.between(seeds, shape, levels.sigmas.tolist(), source)
     return levels, start, lambda *_: noise.drawn(streams)
-
-
-def _condition(components: Components, requests: list[Request], texts: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What the denoiser is told: the embedded prompts (then the negative ones), and the guidance of each picture."""
-    guided = requests[0].guidance != 1
-    prompts = [r.prompt for r in requests] + [r.negative for r in requests if guided]
-    for prompt in prompts:  # one by one: an embedding must not depend on its neighbours
-        if prompt not in texts:
-            texts[prompt] = models.encode_text(components, [prompt])
-    context = torch.cat([texts[prompt] for prompt in prompts])
-    scales = torch.tensor([r.guidance for r in requests], device=context.device).view(-1, 1, 1, 1)
-    return context, scales if guided else None
 
 
 def _decode(components: Components, latents: Tensor, request: Request) -> Image.Image:

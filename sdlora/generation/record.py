@@ -19,6 +19,7 @@ from sdlora.generation.request import Request
 from sdlora.images import save_png
 from sdlora.models import Components
 from sdlora.sheet import contact_sheet
+from sdlora.strength import Strength, strength
 
 NUMBERED = re.compile(r"(?:sheet-\d+-)?(\d+)(?:-.*)?\.png")
 COLUMNS = 8  # pictures in a row of the sheet, at the most
@@ -55,12 +56,24 @@ def settings(components: Components, request: Request, apply: str = "stacked") -
         "width": width,
         "height": height,
         "base": {"name": components.name, "hash": components.hash},
-        "adapters": [{"file": Path(path).name, "strength": eta, **hashes(path)} for path, eta in request.adapters],
+        "adapters": [*(_adapter(path, strength(eta)) for path, eta in request.adapters), *_tagged(request)],
         "apply": apply,
         "precision": str(components.dtype).removeprefix("torch."),
         "device": components.device.type,
         "version": f"sdlora {__version__}",
+        **({"clip_skip": request.clip_skip} if request.clip_skip != 1 else {}),
+        **({"emphasis": request.emphasis} if request.emphasis != "Original" else {}),
     }
+
+
+def _adapter(path: str, eta: Strength) -> dict[str, Any]:
+    return {"file": Path(path).name, "strength": str(eta) if eta.number is None else eta.number, **hashes(path)}
+
+
+def _tagged(request: Request) -> list[dict[str, Any]]:
+    """The adapters that the prompt's tags stand for; "tag" says that the prompt has them already."""
+    strengths = {tag.name: tag.strength for tag in request.tags}
+    return [{**_adapter(path, strengths[name]), "tag": name} for name, path in request.tagged]
 
 
 def hashes(path: str | Path) -> dict[str, str]:
@@ -96,6 +109,6 @@ def _label(row: Sequence[Picture], several: bool, seeds: bool) -> str:
 
 
 def _title(request: Request, prompts: int) -> str:
-    adapters = " + ".join(f"{Path(path).stem} {eta:g}" for path, eta in request.adapters) or "no adapter"
+    adapters = " + ".join(f"{Path(path).stem} {strength(eta)}" for path, eta in request.adapters) or "no adapter"
     facts = f"{adapters} · {request.method} · {request.steps} steps · guidance {request.guidance:g}"
     return facts if prompts > 1 else f"{request.prompt}\n{facts}"

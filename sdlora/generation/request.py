@@ -2,11 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from sdlora.errors import SdloraError
+from sdlora.errors import SdloraError, nearest
 from sdlora.generation.noise import source_name
 from sdlora.generation.samplers import OPTIONS, Method, method
+from sdlora.prompts import EMPHASES, Part, extract, parts
+from sdlora.prompts.tags import Tag, refuse
+from sdlora.strength import Strength, parse, strength
 
 MOST_SEEDS = 10_000  # in one --seed: more is taken for a slip of the keyboard
 LAST_SEED = 2**63 - 1  # torch's generators take no more
@@ -16,14 +20,17 @@ LAST_SEED = 2**63 - 1  # torch's generators take no more
 class Request:
     """One picture. `generate` draws it; the settings in its PNG are made from it."""
 
-    prompt: str
+    prompt: str  # in the language of sdlora.prompts
     negative: str = ""
     seed: int = 0
     steps: int = 20  # noise levels; Heun, DPM2, DPM2 a, DPM++ 2S a and DPM++ SDE call the U-Net twice for each, the others once
     guidance: float = 5.0  # s of u + s (c − u); 1 is the plain conditional model, at half the cost
     width: int | None = None  # pixels; None is what the base was trained on
     height: int | None = None
-    adapters: tuple[tuple[str, float], ...] = ()  # (file, strength), for the record: `generate` takes the adapters themselves
+    adapters: tuple[tuple[str, float | Strength], ...] = ()  # (file, strength), for the record: `generate` takes the adapters themselves
+    tagged: tuple[tuple[str, str], ...] = ()  # (name, file) of the prompt's <lora:NAME:…>, for the record as well
+    clip_skip: int = 1  # which layer of the text encoder is read: 1 is the last, 2 the one before it, …
+    emphasis: str = "Original"  # one of EMPHASES: what (word:1.3) does
     sampler: str = "Euler"  # a key of SAMPLERS, or another program's name for it ("DPM++ 2M Karras", "k_euler_a")
     schedule: str = "automatic"  # or karras, exponential, sgm_uniform, …; automatic is the sampler's own
     noise: str = "cpu"  # "cuda" has the numbers of a GPU's generator, on any device
@@ -43,10 +50,16 @@ class Request:
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None and side < 1:
                 raise SdloraError(f"{name} is {side}; it is a number of pixels")
+        if self.clip_skip < 1:
+            raise SdloraError(f"clip_skip is {self.clip_skip}; it has to be at least 1, which is the text encoder's last layer")
+        if self.emphasis not in EMPHASES:
+            raise SdloraError(f"unknown emphasis {self.emphasis!r}{nearest(self.emphasis, EMPHASES)}")
         source_name(self.noise)
         method(self.sampler, self.schedule, self._options)
+        extract(self.prompt)  # a malformed tag is said here, before anything is loaded
+        refuse(self.negative)
 
-    @property
+    @cached_property
     def method(self) -> Method:
         """The sampler with all that belongs to it; equal for requests that can be drawn together."""
         return method(self.sampler, self.schedule, self._options)
@@ -54,6 +67,20 @@ class Request:
     @property
     def _options(self) -> dict[str, float | None]:
         return {name: getattr(self, name) for name in OPTIONS}
+
+    @cached_property
+    def tags(self) -> tuple[Tag, ...]:
+        return extract(self.prompt).tags
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The prompt's conditions, its tags taken out."""
+        return parts(extract(self.prompt).text)
+
+    @cached_property
+    def guided(self) -> bool:
+        """Whether the U-Net has to see the negative prompt: not for a single condition at guidance 1."""
+        return self.guidance != 1 or [part.weight for part in self.parts] != [1.0]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -72,21 +99,20 @@ def parse_seeds(text: str) -> list[int]:
     return list(seeds)
 
 
-def parse_adapter(text: str) -> tuple[Path, float]:
-    """ "style.safetensors=0.8" -> its path and strength; without "=…" the strength is 1. SdloraError if there is no such file."""
-    name, equals, strength = text.rpartition("=")
-    if not equals or Path(text).is_file():
-        name, strength = text, "1"
-    try:
-        eta = float(strength)
-    except ValueError:
-        eta = math.nan
-    if not math.isfinite(eta):
-        raise SdloraError(f"--adapter {text!r}: the strength {strength!r} is not a number; write FILE=0.8")
-    path = Path(name)
-    if not path.is_file():
+def parse_adapter(text: str) -> tuple[Path, Strength]:
+    """ "style.safetensors=0.8" -> its path and strength, in the grammar of sdlora/strength.py; without "=…" the strength is 1.
+
+    SdloraError if there is no such file. A file may have an = in its name: the longest name that exists is meant.
+    """
+    cuts = [len(text), *(i for i in range(len(text) - 1, 0, -1) if text[i] == "=")]
+    cut = next((i for i in cuts if Path(text[:i]).is_file()), None)
+    if cut is None:
+        name = text.partition("=")[0]
         raise SdloraError(f"--adapter {text!r}: there is no file {name!r}; check the path")
-    return path, eta
+    try:
+        return Path(text[:cut]), parse(text[cut + 1 :]) if cut < len(text) else strength(1)
+    except SdloraError as error:
+        raise SdloraError(f"--adapter {text!r}: {error}") from error
 
 
 def _number(word: str) -> bool:
