@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdlora import models
 from sdlora.adapter import Adapter
-from sdlora.apply import WAYS, applied
+from sdlora.apply import WAYS, applied, constant, cross_attention
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation import noise
 from sdlora.generation.denoiser import denoiser, one_timestep
@@ -94,7 +94,7 @@ def _draw(components: Components, requests: list[Request], texts: dict[str, Tens
     schedule = uniform(components.alphas_bar, requests[0].steps)
     height, width = (side // components.factor for side in size(components, requests[0]))
     start = noise.initial([r.seed for r in requests], (components.unet.config.in_channels, height, width))
-    with one_timestep(components.unet):
+    with one_timestep(components.unet), constant(cross_attention(components.unet)):
         latents = euler(denoise, start.to(components.device) * schedule.sigmas[0].item(), schedule, callback)
     return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
 
