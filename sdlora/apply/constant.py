@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 MEMORY = "_call_impl"  # what a module's __call__ calls; an attribute of the instance goes before the class's
@@ -18,7 +19,7 @@ class Memory:
         self.kept: Tensor | None = None
 
     def __call__(self, x: Tensor, *rest: Any, **words: Any) -> Tensor:
-        if rest or words:
+        if rest or words or torch.compiler.is_compiling():  # a compiled graph computes everything each time
             return self.call(x, *rest, **words)
         if self.kept is None or x is not self.seen:
             self.seen, self.kept = x, self.call(x)
