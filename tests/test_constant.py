@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch._dynamo
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdlora.apply import constant, cross_attention, fused, stacked
@@ -87,3 +88,16 @@ def test_pictures_are_the_same_bit_for_bit_with_and_without(components, random_a
     module = sys.modules["sdlora.generation.generate"]  # the package has a function of that name
     monkeypatch.setattr(module, "constant", lambda layers: nullcontext())
     assert [picture.image.tobytes() for picture in generate(components, wanted, [(adapter, 1.0)])] == drawn
+
+
+def test_a_compiled_layer_computes_each_time_and_gives_the_same(components, random_adapter):
+    attention = components.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    x, one, two = torch.randn(2, 4, 144), torch.randn(2, 77, 128), torch.randn(2, 77, 128)
+    torch._dynamo.reset()
+    with stacked(components.modules, [(random_adapter(components.modules), 1.0)]), torch.no_grad():
+        expected = {context: attention(x, encoder_hidden_states=context) for context in (one, two)}
+        with constant(cross_attention(attention)):
+            compiled = torch.compile(attention, backend="eager", fullgraph=True)
+            for context in (one, two, one):
+                torch.testing.assert_close(compiled(x, encoder_hidden_states=context), expected[context], rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()

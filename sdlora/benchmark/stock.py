@@ -47,7 +47,8 @@ class Stock:
 
     def load(self, adapter: Adapter, name: str) -> None:
         path = self.file(adapter)
-        self.pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+        with _quiet():  # or it warns every time that there is nothing for the text encoder
+            self.pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
 
     @contextmanager
     def carrying(self, weighted: Sequence[tuple[Adapter, float]], how: str | None) -> Iterator[Any]:
@@ -88,10 +89,13 @@ def _quiet() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging
 
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(level)
         logging.enable_progress_bar()
         diffusers_logging.enable_progress_bar()
