@@ -200,6 +200,9 @@ def test_a_control_that_differs_from_the_base_is_pointed_out(settings):
     base = [1.0 + 0.001 * i for i in range(10)]
     made = invented(settings, {"base": base, "base again": [t * (1.1 + 0.001 * (i % 2)) for i, t in enumerate(base)]})
     assert "too noisy" in report.markdown(made)
+    wide = [t * (1.2 if i % 2 else 1 / 1.2) for i, t in enumerate(base)]
+    assert "not within the margin" in report.markdown(invented(settings, {"base": base, "base again": wide}))
+    assert "and is within the margin" in report.markdown(invented(settings, {"base": base, "base again": base}))
 
 
 def test_times_are_written_in_the_unit_in_which_they_read_best():

@@ -10,7 +10,10 @@ from sdlora.benchmark.conditions import BASE
 from sdlora.benchmark.report import verdict
 from sdlora.benchmark.result import Analysis, Result, Row
 
-COLOURS = ("#4c566a", "#8fa1b3", "#2a78b8", "#d9822b", "#5a9e4b", "#a2559b")
+COLOURS = (  # as many as there are conditions
+    *("#4c566a", "#8fa1b3", "#2a78b8", "#d9822b", "#5a9e4b", "#a2559b", "#c0392b"),
+    *("#16a3a3", "#8c6d31", "#e377c2", "#9a9a00", "#3b3b98", "#111111"),
+)
 
 
 def save(result: Result, analysis: Analysis, path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdlora.benchmark.conditions import BASE, CONDITIONS
+from sdlora.benchmark.conditions import BASE, CONDITIONS, CONTROL
 from sdlora.benchmark.result import Analysis, Result, Row, analyse
 from sdlora.benchmark.statistics import Comparison
 
@@ -130,9 +130,12 @@ def published(result: Result, analysis: Analysis) -> str:
 def control_line(analysis: Analysis) -> str:
     if analysis.control is None:
         return "There is no control (base against base) among the conditions."
-    if analysis.control:
-        return "The control (base against base) covers 1, as it must."
-    return "**The control (base against base) does not cover 1: the machine was too noisy, or too busy, to trust the ratios.**"
+    if not analysis.control:
+        return "**The control (base against base) does not cover 1: the machine was too noisy, or too busy, to trust the ratios.**"
+    comparison = analysis.row(CONTROL).comparison
+    if comparison and comparison.verdict == "equivalent":
+        return "The control (base against base) covers 1, as it must, and is within the margin."
+    return "The control (base against base) covers 1, as it must, but not within the margin: small differences cannot be told apart here."
 
 
 def markdown(result: Result) -> str:
