@@ -1,6 +1,7 @@
 """The reference: StableDiffusionPipeline as diffusers ships it, with PEFT for the adapters. Nothing else of sdlora uses it."""
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -52,7 +53,7 @@ class Stock:
 
     @contextmanager
     def carrying(self, weighted: Sequence[tuple[Adapter, float]], how: str | None) -> Iterator[Any]:
-        """The pipeline with these adapters, and afterwards without."""
+        """The pipeline with these adapters, and afterwards without: after fuse_lora up to PEFT's rounding, 1e-7 of a weight."""
         try:
             for i, (adapter, _) in enumerate(weighted):
                 self.load(adapter, f"adapter{i}")
@@ -94,7 +95,9 @@ def _quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         diffusers_logging.set_verbosity(level)
         logging.enable_progress_bar()
