@@ -109,13 +109,19 @@ def placed(cls: type[BaseModel], data: Mapping[str, Any], folder: Path) -> dict[
             result[key] = placed(nested, value, folder)
         elif isinstance(value, str) and _is_path(field.annotation, field.metadata, value):
             result[key] = os.path.normpath(folder / Path(value).expanduser())
+        elif isinstance(value, list) and NAME_OR_FOLDER in field.metadata:
+            result[key] = [os.path.normpath(folder / Path(v).expanduser()) if _named_by_path(v) else v for v in value]
     return result
 
 
 def _is_path(annotation: Any, metadata: Sequence[Any], value: str) -> bool:
     if NAME_OR_FOLDER in metadata:
-        return "/" in value or value.startswith((".", "~"))
+        return _named_by_path(value)
     return Path in (annotation, *get_args(annotation))
+
+
+def _named_by_path(value: Any) -> bool:
+    return isinstance(value, str) and ("/" in value or value.startswith((".", "~")))
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:

@@ -11,13 +11,15 @@ import torch
 
 from sdlora import apply, benchmark, cli, config, files
 from sdlora.adapter import Adapter
-from sdlora.benchmark import BenchmarkConfig, adapters, gate, measure, memory, plan, plot, report, result
-from sdlora.benchmark.conditions import CONDITIONS, active
+from sdlora.benchmark import BenchmarkConfig, adapters, gate, handling, html, measure, memory, plan, plot, report, result
+from sdlora.benchmark.conditions import CONDITIONS, Subject, active
 from sdlora.benchmark.environment import record
+from sdlora.benchmark.run import chosen
 from sdlora.errors import SdloraError
-from sdlora.generation import Request
+from sdlora.generation import Request, generate
 
 ROOT = Path(__file__).parents[1]
+OURS = ("base", "base again", "stacked", "fused")
 
 
 @pytest.fixture(scope="module")
@@ -28,25 +30,25 @@ def adapter(components):
 @pytest.fixture
 def settings(tiny_base, tmp_path):
     small = {"base": str(tiny_base), "adapter": "random:rank=4", "prompts": ("a cat face",), "steps": 2, "warmup": 1}
-    return BenchmarkConfig(**small, blocks=3, repeats=2, resamples=200, output=tmp_path / "out")
+    return BenchmarkConfig(**small, conditions=OURS, blocks=3, repeats=2, resamples=200, output=tmp_path / "out")
 
 
 def invented(settings, seconds, samples=None) -> result.Result:
     """A result with given times: {condition: [seconds of block 0, 1, …]}."""
     made = [
-        measure.Sample(block, place, name, "a cat", 1, times[block], 0.5, "00")
+        measure.Sample(block, place, name, "a cat face", 1, times[block], times[block], 0, 0.1, (0.2, 0.3), 0.1, 0, 0.5, 2000.0, "00")
         for place, (name, times) in enumerate(seconds.items())
         for block in range(len(times))
     ]
-    peaks = tuple(memory.Memory(name, 2**20 * (100 + i)) for i, name in enumerate(seconds))
-    handling = (measure.Handling("load the file", (0.001, 0.003)),)
-    subject = result.Subject("random:rank=4", 2, 100, 400)
+    peaks = tuple(memory.Memory(name, 2**20 * (100 + i), 2**20 * 200, (1.0, 2.0, 3.0)) for i, name in enumerate(seconds))
+    handled = (handling.Handling("read and map", (0.001, 0.003)),)
+    facts = result.Facts("random:rank=4", 2, 100, 400)
     checks = (gate.Check("the adapter changes the image", "7 of 255 levels", True),)
-    return result.Result(settings, record(torch.device("cpu")), subject, checks, handling, peaks, tuple(made), True)
+    return result.Result(settings, record(torch.device("cpu")), facts, checks, handled, peaks, tuple(made), True)
 
 
 def draw(components):
-    return measure.draw(components, [Request("a cat face", seed=1, steps=2)])[0]
+    return next(generate(components, [Request("a cat face", seed=1, steps=2)])).image
 
 
 # The gate
@@ -198,6 +200,9 @@ def test_a_control_that_differs_from_the_base_is_pointed_out(settings):
     base = [1.0 + 0.001 * i for i in range(10)]
     made = invented(settings, {"base": base, "base again": [t * (1.1 + 0.001 * (i % 2)) for i, t in enumerate(base)]})
     assert "too noisy" in report.markdown(made)
+    wide = [t * (1.2 if i % 2 else 1 / 1.2) for i, t in enumerate(base)]
+    assert "not within the margin" in report.markdown(invented(settings, {"base": base, "base again": wide}))
+    assert "and is within the margin" in report.markdown(invented(settings, {"base": base, "base again": base}))
 
 
 def test_times_are_written_in_the_unit_in_which_they_read_best():
@@ -220,9 +225,11 @@ def test_the_plot_is_a_picture(settings, tmp_path):
 def test_every_condition_is_active_while_it_lasts_and_gone_afterwards(components, adapter):
     before = gate.fingerprint(components)
     base = gate.image_hash(draw(components))
-    for name in CONDITIONS:
-        with active(components, name, [(adapter, 1.0)]):
-            assert (gate.image_hash(draw(components)) == base) == name.startswith("base"), name
+    subject = Subject(components, {"a cat face": adapters.companions(adapter, components, 8)}, 1.0, None, None)
+    for name in (name for name, condition in CONDITIONS.items() if not condition.stock):
+        with active(subject, name, "a cat face") as found:
+            image = found.draw([Request("a cat face", seed=1, steps=2)])[0]
+            assert (gate.image_hash(image) == base) == (name in ("base", "base again", "idle")), name
     assert gate.fingerprint(components) == before
 
 
@@ -245,14 +252,20 @@ def test_a_benchmark_runs_from_end_to_end(settings, components):
     before = gate.fingerprint(components)
     outcome = benchmark.run(settings, components, lambda done, total, words: seen.append((done, total)))
     assert seen[-1] == (3, 3) and outcome.result.complete and gate.fingerprint(components) == before
-    assert {path.name for path in settings.output.iterdir()} == {"benchmark.json", "benchmark.md", "benchmark.png"}
+    assert {path.name for path in settings.output.iterdir()} == {
+        "benchmark.json",
+        "benchmark.md",
+        "benchmark.html",
+        "benchmark.png",
+        "images",
+    }
     again = result.read(outcome.json)
     assert len(again.samples) == 12 and all(sample.seconds > 0 for sample in again.samples)
-    assert [row.condition for row in outcome.analysis.rows] == list(CONDITIONS)
+    assert {row.condition for row in outcome.analysis.rows} == set(OURS)
     images = {s.condition: s.image for s in again.samples if s.prompt == "a cat face" and s.seed == 1}
     assert images["base"] == images["base again"] != images["stacked"]
     assert {one.operation for one in again.handling} >= {
-        "load the file",
+        "read and map",
         "put on, stacked",
         "change the strength, stacked",
         "put on, fused",
@@ -260,25 +273,160 @@ def test_a_benchmark_runs_from_end_to_end(settings, components):
 
 
 def test_what_was_measured_before_an_interruption_is_kept(settings, components, monkeypatch):
-    calls, original = [], measure.block_samples
+    calls, original = [], measure.timed
 
     def interrupted(*arguments):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 11:  # in the third block of four conditions
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(measure, "block_samples", interrupted)
+    monkeypatch.setattr(measure, "timed", interrupted)
     outcome = benchmark.run(settings, components)
     assert not outcome.result.complete and len(result.read(outcome.json).samples) == 8
     assert "Interrupted: 2 of 3 blocks" in outcome.markdown.read_text() and outcome.plot is not None
 
 
 def test_the_command_measures_and_says_where_the_files_are(settings, capsys):
-    changes = ["adapter=random:rank=2", "prompts=['a cat']", "steps=1", "warmup=1", "blocks=2", "repeats=2", "resamples=200"]
+    changes = [
+        "adapter=random:rank=2",
+        "prompts=['a cat']",
+        "steps=1",
+        "warmup=1",
+        "blocks=2",
+        "repeats=2",
+        "resamples=200",
+        "conditions=['stacked']",
+    ]
     assert cli.main(["benchmark", f"base={settings.base}", f"output={settings.output}", *changes]) == 0
     out = capsys.readouterr().out
     assert "stacked" in out and "benchmark.json" in out and (settings.output / "benchmark.md").is_file()
+
+
+def test_the_report_is_made_anew_from_the_samples_alone(settings, tmp_path, capsys):
+    seconds = {"base": [1.0, 1.1, 0.9], "base again": [1.01, 1.09, 0.9], "stacked": [1.2, 1.3, 1.1]}
+    result.write(invented(settings, seconds), tmp_path / "b.json", analysed=False)
+    assert cli.main(["benchmark", "analyse", str(tmp_path / "b.json")]) == 0
+    assert "slower" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"b.json", "b.md", "b.html", "b.png"}
+    first = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".png"}
+    assert cli.main(["benchmark", "analyse", str(tmp_path / "b.json")]) == 0
+    assert first == {path: path.read_bytes() for path in first}
+
+
+@pytest.mark.parametrize("words", [["analyse"], ["analyse", "nowhere.json"], ["analyse", "a.json", "b.json"]])
+def test_analyse_without_its_one_file_is_one_clear_error(words, capsys):
+    assert cli.main(["benchmark", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_page_stands_alone_with_the_pictures_of_every_condition(settings, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
+    made = invented(settings, {"base": [1.0, 1.1, 0.9], "stacked": [1.2, 1.3, 1.1]})
+    pictures = (result.Pictured("a cat face", 1, "base", "x.png"), result.Pictured("a cat face", 1, "stacked", "gone.png"))
+    text = html.page(replace(made, pictures=pictures), result.analyse(made), tmp_path, tmp_path / "x.png")
+    assert text.count("data:image/png;base64,") == 2 and "gone.png is gone" in text
+    assert "http" not in text and 'src="data:' in text and "<script" not in text
+    hostile = html.page(replace(made, subject=replace(made.subject, name="<b>&")), None, tmp_path, None)
+    assert "&lt;b&gt;&amp;" in hostile and "<b>" not in hostile
+
+
+def test_the_published_table_has_a_line_for_each_prompt_and_its_form_of_time(settings):
+    made = invented(settings, {"base": [61.24, 61.26, 61.3], "stacked": [125.0, 126.0, 127.0]})
+    made = replace(made, config=made.config.model_copy(update={"runs": (3,)}))
+    text = report.markdown(made)
+    assert "| a cat face | 3 | 1:01.3 | 2:06.0 |" in text and "| prompt | runs | without LoRA | with LoRA (stacked) |" in text
+    assert [report.span(t) for t in (0, 59.96, 3599.96, 5.04)] == ["0:00.0", "1:00.0", "60:00.0", "0:05.0"]
+
+
+def test_blocks_by_prompt_follow_the_runs_that_are_given():
+    planned = plan.blocks(99, ["a", "b"], [1, 2], ("x", "y"), 0, runs=(3, 1))
+    assert [(block.index, block.prompt, block.seed) for block in planned] == [(0, "a", 1), (1, "a", 2), (2, "a", 1), (3, "b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["runs=[1, 2]"], "runs has 2 entries for 4 prompts"),
+        (["adapters=['random']"], "adapters has 1 entries for 4 prompts"),
+        (["request={sampelr = 'Euler a'}"], "request.sampelr"),
+        (["request={steps = 3}"], "outside .request."),
+        (["conditions=['stakced']"], "did you mean stacked"),
+        (["prompts=['a cat <lora:x:0.5>']"], "asks for η = 0.5"),
+    ],
+)
+def test_a_setting_without_effect_or_sense_is_refused_before_anything_is_loaded(change, words, tmp_path):
+    chosen = None
+    with pytest.raises(SdloraError, match=words):
+        chosen = config.load(BenchmarkConfig, None, [*change, "base=/nowhere", f"output={tmp_path}"])
+        benchmark.run(chosen)
+
+
+def test_tags_of_adapters_are_taken_out_of_a_prompt():
+    settings = BenchmarkConfig(prompts=("a cat face, <lora:Goku_Pony_XL:1>",), images=3, request={"negative": "a dog"})
+    wanted = measure.requests(settings, settings.prompts[0], 7)
+    assert [(r.prompt, r.seed, r.negative) for r in wanted] == [("a cat face", seed, "a dog") for seed in (7, 8, 9)]
+
+
+@pytest.mark.parametrize("name", ["table2", "table2-emoji"])
+def test_the_published_setting_is_written_down_to_the_letter(name):
+    chosen = config.load(BenchmarkConfig, ROOT / "configs" / f"benchmark-{name}.toml")
+    assert (chosen.images, chosen.batch, chosen.runs, chosen.steps, chosen.seeds) == (12, 1, (10, 1), 20, (536003248,))
+    assert chosen.guidance == 7 and chosen.planned == 11
+
+
+def test_companions_have_the_shapes_of_the_adapter_and_are_all_different(components, adapter):
+    several = adapters.companions(adapter, components, 3)
+    assert several[0] is adapter and len({one.layers[name].b.sum().item() for one in several for name in list(adapter.layers)[:1]}) == 3
+    for one in several:
+        assert {n: (u.shape, u.rank) for n, u in one.layers.items()} == {n: (u.shape, u.rank) for n, u in adapter.layers.items()}
+
+
+def test_phases_are_parts_of_the_sample_and_every_step_is_counted(settings, components, adapter):
+    subject = Subject(components, {"a cat face": (adapter,)}, 1.0, None, None)
+    block = plan.Block(0, "a cat face", 1, ("stacked",))
+    sample, images = measure.timed(subject, block, 0, settings)
+    assert len(sample.steps) == 2 and len(images) == 1 and min(sample.text, sample.vae, sample.save, sample.cpu, *sample.steps) > 0
+    assert sample.text + sum(sample.steps) + sample.vae < sample.seconds
+    watched = [*components.modules.values(), components.vae.decoder]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in watched)
+
+
+@pytest.mark.slow
+def test_stock_diffusers_with_peft_draws_the_same_pictures_and_is_measured_beside_ours(settings):
+    pytest.importorskip("peft")
+    names = ("stacked", "stacked 2", "fused", "diffusers", "PEFT", "PEFT fused")
+    outcome = benchmark.run(settings.model_copy(update={"conditions": names, "blocks": 2}))
+    assert {(p.condition, p.against) for p in outcome.analysis.pairs} >= {
+        ("base", "diffusers"),
+        ("stacked", "PEFT"),
+        ("fused", "PEFT fused"),
+    }
+    assert {one.operation for one in outcome.result.handling} >= {handling.THEIRS, handling.LATE, handling.THEIRS_LATE}
+    assert any(check.law.startswith("PEFT fused draws what it should") for check in outcome.result.gate)
+
+
+def test_the_gate_refuses_a_condition_that_starts_from_other_noise(components, adapter, monkeypatch):
+    subject = Subject(components, {"a cat face": (adapter,)}, 1.0, None, None)
+    seeds = iter(range(100))
+    original = gate.first_input
+
+    def reseeded(unet, draw):
+        noise, image = original(unet, draw)
+        return noise + next(seeds), image
+
+    monkeypatch.setattr(gate, "first_input", reseeded)
+    with pytest.raises(SdloraError, match="start from the same noise"):
+        gate.conditions(subject, OURS, "a cat face", [Request("a cat face", seed=1, steps=1)], (2, 8))
+
+
+def test_peft_is_asked_for_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr("sdlora.benchmark.conditions.find_spec", lambda name: None)
+    assert not any(name.startswith("PEFT") for name in chosen(BenchmarkConfig()))
+    with pytest.raises(SdloraError, match="need the package peft"):
+        chosen(BenchmarkConfig(conditions=("PEFT",)))
 
 
 def test_the_command_refuses_an_unknown_setting_in_one_line(capsys):

@@ -56,6 +56,12 @@ def test_the_verdict_is_right_when_the_pairs_suffice(ratio, verdict):
     assert all(c.more_pairs == 0 for c in found if c.verdict == verdict)
 
 
+def test_without_a_difference_a_verdict_of_one_comes_no_oftener_than_the_level():
+    found = [compared(seed, 12, 1.0, margin=0.002).verdict for seed in range(250)]  # so small a margin that equivalence is out of reach
+    assert sum(verdict in ("slower", "faster") for verdict in found) / 250 <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 250)
+    assert {"slower", "faster"} <= set(found)  # on both sides: the level is used
+
+
 def test_a_real_difference_inside_the_margin_is_equivalent():
     found = compared(0, 40, 1.01, margin=0.05, spread=0.005)
     assert found.low > 1 and found.verdict == "equivalent"

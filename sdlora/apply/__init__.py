@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from sdlora.adapter import Adapter
+from sdlora.apply.constant import constant, cross_attention
 from sdlora.apply.fuse import fused
 from sdlora.apply.inject import attach, eject, extract, inject, suspended
 from sdlora.apply.stack import Stack, stacked
@@ -23,4 +24,19 @@ def applied(modules: Mapping[str, nn.Module], weighted: Sequence[tuple[Adapter, 
     return WAYS[how](modules, weighted)
 
 
-__all__ = ["TARGETS", "WAYS", "Stack", "applied", "attach", "eject", "extract", "fused", "inject", "select", "stacked", "suspended"]
+__all__ = [
+    "TARGETS",
+    "WAYS",
+    "Stack",
+    "applied",
+    "attach",
+    "constant",
+    "cross_attention",
+    "eject",
+    "extract",
+    "fused",
+    "inject",
+    "select",
+    "stacked",
+    "suspended",
+]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdlora.adapter import Adapter
+from sdlora.apply.constant import forget
 from sdlora.matching import matched, weight_of
 
 STATE = "_fusion"  # the attribute under which a layer carries its Fusion
@@ -60,6 +61,7 @@ def _add(layer: nn.Module, block: object, parts: list[tuple[Any, float]]) -> Non
     setattr(layer, STATE, fusion)
     fusion.parts[block] = parts
     weight_of(layer).copy_(fusion.weight())
+    forget([layer])
 
 
 @torch.no_grad()
@@ -69,5 +71,6 @@ def _remove(layer: nn.Module, block: object) -> None:
         return
     del fusion.parts[block]
     weight_of(layer).copy_(fusion.weight())
+    forget([layer])
     if not fusion.parts:
         delattr(layer, STATE)

@@ -59,6 +59,16 @@ def draw(chosen: RandomAdapter, components: Components) -> Adapter:
     return Adapter({name: pair(layers[name], chosen.rank, generator) for name in names}, {"ss_training_comment": "random, untrained"})
 
 
+def companions(adapter: Adapter, components: Components, count: int, seed: int = 1) -> tuple[Adapter, ...]:
+    """`adapter` and random ones on the same layers with the same ranks, `count` in all: what several such adapters cost."""
+    layers = named_layers(components.modules)
+    result = [adapter]
+    for i in range(1, count):
+        generator = torch.Generator().manual_seed(1000 * seed + i)
+        result.append(Adapter({name: pair(layers[name], update.rank, generator) for name, update in adapter.layers.items()}))
+    return tuple(result)
+
+
 def pair(layer: torch.nn.Module, rank: int, generator: torch.Generator) -> Lora:
     assert isinstance(layer.weight, torch.Tensor)
     weight = layer.weight.detach().float().cpu()

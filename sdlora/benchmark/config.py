@@ -3,37 +3,60 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sdlora.config import NameOrFolder, Settings
+from sdlora.config import NAME_OR_FOLDER, NameOrFolder, Settings
 
 PROMPTS = ("a cat face, flat emoji", "a rocket, 3d emoji", "a red apple, noto emoji", "a penguin, line drawing")
 
 
 class BenchmarkConfig(Settings):
     base: NameOrFolder = "emoji"  # a name, or a folder in diffusers' layout
+    vae: Path | None = None  # a VAE in place of the base's own
     adapter: NameOrFolder = (
         "random:rank=16"  # a file, or random:rank=16,seed=0,targets=attention: untrained, but with the cost of a trained one
     )
-    strength: float = 1.0
+    adapters: Annotated[tuple[str, ...], NAME_OR_FOLDER] = ()  # one for each prompt, in place of `adapter`
+    strength: float = 1.0  # of one adapter; several share it
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = PROMPTS
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1, 2)
-    images: Annotated[int, Field(ge=1)] = 1  # drawn in one batch per sample
+    images: Annotated[int, Field(ge=1)] = 1  # of one sample, with seeds that count up
+    batch: Annotated[int, Field(ge=1)] | None = None  # drawn at a time; None: all images of a sample
     steps: Annotated[int, Field(ge=1)] = 20
     guidance: Annotated[float, Field(ge=0)] = 5.0
     width: Annotated[int, Field(ge=8)] | None = None  # pixels; None: the size the base was trained for
     height: Annotated[int, Field(ge=8)] | None = None
 
+    request: dict[str, str | int | float | bool] = {}  # further settings of a picture, as `sdlora.Request` has them
+
+    conditions: tuple[str, ...] = ()  # none: all that are installed, PEFT with four adapters left out
     blocks: Annotated[int, Field(ge=2)] = 24  # each draws one prompt and seed under every condition
+    runs: tuple[Annotated[int, Field(ge=1)], ...] = ()  # blocks of each prompt, one after the other; in place of `blocks`
     warmup: Annotated[int, Field(ge=1)] = 2  # steps of the discarded drawing after each switch of condition
     repeats: Annotated[int, Field(ge=2)] = 20  # of loading, activating, changing the strength and removing
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05  # declared beforehand: ratios in 1 / 1.05 … 1.05 count as equivalent
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of the bootstrap
     bound: Annotated[int, Field(ge=0, le=255)] = 2  # grey levels of 255 that stacked and fused may differ in any pixel
+    bound_reference: Annotated[int, Field(ge=0, le=255)] = 8  # the same for stock diffusers, whose σ differ from ours by 1e-5
 
     seed: Annotated[int, Field(ge=0)] = 0  # of the order of conditions and of the bootstrap
     threads: Annotated[int, Field(ge=0)] = 0  # of PyTorch; 0: as it is
     device: str = "auto"  # a GPU where there is one, else the CPU
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     output: Path = Path("runs/benchmark-emoji")
+
+    @model_validator(mode="after")
+    def _one_for_each_prompt(self) -> "BenchmarkConfig":
+        for name in ("runs", "adapters"):
+            given = getattr(self, name)
+            if given and len(given) != len(self.prompts):
+                raise ValueError(f"{name} has {len(given)} entries for {len(self.prompts)} prompts; give one for each")
+        if self.runs and sum(self.runs) < 2:
+            raise ValueError("runs makes fewer than two blocks, and an interval needs two")
+        return self
+
+    @property
+    def planned(self) -> int:
+        """Blocks in all."""
+        return sum(self.runs) or self.blocks

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from sdlora import __version__
 
-PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "numpy", "scipy")
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "numpy", "scipy", "peft")
 
 
 def record(device: torch.device) -> dict[str, Any]:
@@ -26,6 +27,8 @@ def record(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
         "load": load(),
+        "clock_mhz": clock(device),
+        "commit": commit(),
         "versions": {"sdlora": __version__} | {name: version(name) for name in PACKAGES},
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "MKL_", "KMP_", "CUBLAS_", "PYTORCH_"))},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -37,6 +40,7 @@ def record(device: torch.device) -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
         found["cudnn_benchmark"] = torch.backends.cudnn.benchmark
         found["tf32"] = torch.backends.cuda.matmul.allow_tf32
+        found["gpu_state"] = gpu_state()
     return found
 
 
@@ -63,3 +67,38 @@ def cores() -> int:
 def load() -> float | None:
     """Processes that were running or waiting over the last minute; None where the system does not tell."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def clock(device: torch.device) -> float | None:
+    """MHz: of the GPU's multiprocessors, else the mean over the cores of the processor; None where the system does not tell."""
+    if device.type == "cuda":
+        try:
+            return float(torch.cuda.clock_rate(device))
+        except (RuntimeError, ImportError, OSError):
+            return None
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    return round(sum(found) / len(found), 1) if found else None
+
+
+def gpu_state() -> str | None:
+    """Clocks, temperature and power, as nvidia-smi tells them."""
+    query = "clocks.sm,clocks.mem,temperature.gpu,power.draw,power.limit"
+    return _said(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
+
+
+def commit() -> str | None:
+    """Of the source tree that runs, with a + if it has changes; None where it is an installed package."""
+    here = str(Path(__file__).parent)
+    name = _said(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
+    return name and name + ("+" if _said(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"]) else "")
+
+
+def _said(command: list[str]) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

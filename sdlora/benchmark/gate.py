@@ -1,7 +1,7 @@
 """What has to be true before a time means anything: the adapter acts, both ways agree, and it leaves no trace."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,11 +12,14 @@ from torch import nn
 
 from sdlora.adapter import Adapter
 from sdlora.apply import applied
+from sdlora.benchmark.conditions import BASE, CONDITIONS, Subject, active
 from sdlora.errors import SdloraError
+from sdlora.generation import Request
 from sdlora.models import Components
 
 Weighted = list[tuple[Adapter, float]]
 HOWS = ("stacked", "fused")
+NOISE = 1e-3  # what the U-Net's first inputs may differ by: σ₀ of stock diffusers is rounded otherwise
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,55 @@ def check(components: Components, weighted: Weighted, draw: Callable[[], Image.I
         Check("after removal every tensor is the base's, bit for bit", weights[:12], fingerprint(components) == weights),
     )
     return passed(checks)
+
+
+def conditions(
+    subject: Subject, names: Sequence[str], prompt: str, wanted: Sequence[Request], bounds: tuple[int, int]
+) -> tuple[Check, ...]:
+    """Every condition that is going to be measured: the same noise, and the picture that it ought to give.
+
+    `bounds` in grey levels: for several adapters stacked against the same fused, and for the reference against ours.
+    """
+    images, noises = {}, {}
+    for name in dict.fromkeys((BASE, *names)):
+        with active(subject, name, prompt) as found:
+            noises[name], images[name] = first_input(found.unet, lambda draw=found.draw: draw(wanted)[0])  # type: ignore[misc]
+    apart = {name: float((noise - noises[BASE]).abs().max()) for name, noise in noises.items()}
+    worst = max(apart, key=lambda name: apart[name])
+    checks = [Check(f"all {len(apart)} conditions start from the same noise", f"at most {apart[worst]:.1e} apart", apart[worst] <= NOISE)]
+    for name in names:
+        twin = twin_of(subject, name, prompt, wanted, images[BASE])
+        if twin is not None:
+            bound = bounds[1] if CONDITIONS[name].stock else bounds[0]
+            levels = difference(images[name], twin)
+            checks.append(Check(f"{name} draws what it should, within {bound} levels", f"{levels} of 255 levels", levels <= bound))
+            if CONDITIONS[name].how:
+                checks.append(acts(name, difference(images[name], images[BASE]), levels))
+    return passed(tuple(checks))
+
+
+def twin_of(subject: Subject, name: str, prompt: str, wanted: Sequence[Request], base: Image.Image) -> Image.Image | None:
+    """The same by other means: our fused weights; the base itself for stock diffusers without adapter; None where `check` looks."""
+    condition, weighted = CONDITIONS[name], subject.weighted(name, prompt)
+    if condition.how is None:
+        return base if condition.stock else None
+    if condition.idle or (condition.count == 1 and not condition.stock):
+        return None
+    with applied(subject.components.modules, weighted, "fused"), active(subject, BASE, prompt) as found:
+        return found.draw(wanted)[0]
+
+
+def first_input(unet: nn.Module, draw: Callable[[], Image.Image]) -> tuple[torch.Tensor, Image.Image]:
+    """What the U-Net is given first, and the picture."""
+    seen: list[torch.Tensor] = []
+
+    def look(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if not seen:
+            seen.append(inputs[0].detach().float().cpu().clone())
+
+    with unet.register_forward_pre_hook(look):
+        image = draw()
+    return seen[0], image
 
 
 def passed(checks: tuple[Check, ...]) -> tuple[Check, ...]:

@@ -1,17 +1,17 @@
-"""Peak memory of one drawing under each condition: PyTorch's allocator on CUDA, else the resident set of the process (Linux)."""
+"""Peak memory and duration of the first drawing under each condition: of PyTorch's allocator on CUDA, and of the process (Linux)."""
 
 import ctypes
 import gc
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sdlora.benchmark.conditions import active
-from sdlora.benchmark.gate import Weighted
-from sdlora.models import Components
+from sdlora.benchmark.clock import timing
+from sdlora.benchmark.conditions import Draw, Subject, active
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ROUNDS = 3
@@ -19,30 +19,38 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes; None where the system does not tell, for no figure is better than a wrong one."""
+    """Peaks in bytes, None where the system does not tell, for no figure is better than a wrong one; medians of the rounds."""
 
     condition: str
-    peak: int | None
+    peak: int | None  # of the device's allocator on CUDA, else of the process
+    host: int | None  # of the process, libraries included
+    first: tuple[float, ...]  # seconds from the switch to the condition to the end of its first drawing
 
 
-def measure(components: Components, weighted: Weighted, conditions: Sequence[str], work: Callable[[], object]) -> tuple[Memory, ...]:
-    """The peak while the adapter is put on and `work` runs, median of three rounds.
+def measure(subject: Subject, conditions: Sequence[str], prompt: str, work: Callable[[Draw], object]) -> tuple[Memory, ...]:
+    """The peaks while the adapter is put on and `work` runs, and how long that takes.
 
     Not taken during the timed samples: what the allocator has kept from other conditions has to be given back before, and
-    that would slow them down.
+    that would slow them down. For the same reason the time is that of a first picture.
     """
-    rounds = [{name: peak_of(components, name, weighted, work) for name in conditions} for _ in range(ROUNDS)]
-    peaks = {name: [r[name] for r in rounds] for name in conditions}
-    return tuple(Memory(name, median([p for p in peaks[name] if p is not None])) for name in conditions)
+    rounds = [{name: once(subject, name, prompt, work) for name in conditions} for _ in range(ROUNDS)]
+    return tuple(_summed(name, [r[name] for r in rounds]) for name in conditions)
 
 
-def peak_of(components: Components, condition: str, weighted: Weighted, work: Callable[[], object]) -> int | None:
+def once(subject: Subject, condition: str, prompt: str, work: Callable[[Draw], object]) -> Memory:
+    device, host = subject.components.device, torch.device("cpu")
     release()
-    if not reset(components.device):
-        return None
-    with active(components, condition, weighted):
-        work()
-        return peak(components.device)
+    known = {d.type: reset(d) for d in (device, host)}
+    with ExitStack() as block:
+        with timing(device) as seconds:
+            work(block.enter_context(active(subject, condition, prompt)).draw)
+        peaks = {d.type: peak(d) if known[d.type] else None for d in (device, host)}
+    return Memory(condition, peaks[device.type], peaks["cpu"], (seconds[0],))
+
+
+def _summed(condition: str, rounds: list[Memory]) -> Memory:
+    peaks, hosts = ([p for p in values if p is not None] for values in ([r.peak for r in rounds], [r.host for r in rounds]))
+    return Memory(condition, median(peaks), median(hosts), tuple(r.first[0] for r in rounds))
 
 
 def median(peaks: list[int]) -> int | None:

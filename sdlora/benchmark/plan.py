@@ -16,9 +16,17 @@ class Block:
     order: tuple[str, ...]  # the names of all conditions, in the order of their run
 
 
-def blocks(count: int, prompts: Sequence[str], seeds: Sequence[int], conditions: Sequence[str], seed: int) -> list[Block]:
-    """`count` blocks; prompts and seeds come round in turn. In every len(conditions) blocks each condition takes each place once."""
+def blocks(
+    count: int, prompts: Sequence[str], seeds: Sequence[int], conditions: Sequence[str], seed: int, runs: Sequence[int] = ()
+) -> list[Block]:
+    """`count` blocks; prompts and seeds come round in turn. In every len(conditions) blocks each condition takes each place once.
+
+    `runs`, one number per prompt: so many blocks of each prompt one after the other, in place of `count`; seeds come round in turn.
+    """
     items = [(prompt, s) for s in seeds for prompt in prompts]
+    if runs:
+        items = [(prompt, seeds[i % len(seeds)]) for prompt, times in zip(prompts, runs, strict=True) for i in range(times)]
+        count = len(items)
     rng = np.random.default_rng(seed)
     orders: list[tuple[str, ...]] = []
     while len(orders) < count:

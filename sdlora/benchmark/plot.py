@@ -10,7 +10,10 @@ from sdlora.benchmark.conditions import BASE
 from sdlora.benchmark.report import verdict
 from sdlora.benchmark.result import Analysis, Result, Row
 
-COLOURS = ("#4c566a", "#8fa1b3", "#2a78b8", "#d9822b", "#5a9e4b", "#a2559b")
+COLOURS = (  # as many as there are conditions
+    *("#4c566a", "#8fa1b3", "#2a78b8", "#d9822b", "#5a9e4b", "#a2559b", "#c0392b"),
+    *("#16a3a3", "#8c6d31", "#e377c2", "#9a9a00", "#3b3b98", "#111111"),
+)
 
 
 def save(result: Result, analysis: Analysis, path: Path) -> None:
@@ -40,7 +43,7 @@ def ratios(axes: Any, result: Result, rows: list[Row]) -> None:
         axes.plot(points, height + rng.uniform(-0.12, 0.12, len(points)), "o", ms=4.5, alpha=0.55, color=colour, mew=0)
         axes.plot([c.low, c.high], [height, height], color=colour, lw=3, solid_capstyle="butt")
         axes.plot(c.ratio, height, "D", ms=7, color=colour, mec="white")
-        words = f"{c.ratio:.3f}  [{c.low:.3f}, {c.high:.3f}]  {verdict(row)}"
+        words = f"{c.ratio:.3f}  [{c.low:.3f}, {c.high:.3f}]  {verdict(c)}"
         axes.annotate(words, (0.01, height + 0.3), xycoords=("axes fraction", "data"), fontsize=8.5, color="#2e3440")
     axes.set(yticks=range(len(rows)), yticklabels=[row.condition for row in reversed(rows)], ylim=(-0.5, len(rows) - 0.35))
     axes.set_xlabel(

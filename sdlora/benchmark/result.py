@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.atomic import replacing
-from sdlora.benchmark.conditions import BASE, CONDITIONS, CONTROL
+from sdlora.benchmark.conditions import AGAINST, BASE, CONDITIONS, CONTROL
 from sdlora.benchmark.config import BenchmarkConfig
 from sdlora.benchmark.gate import Check
-from sdlora.benchmark.measure import Handling, Sample
+from sdlora.benchmark.handling import Handling
+from sdlora.benchmark.measure import Sample
 from sdlora.benchmark.memory import Memory
 from sdlora.benchmark.statistics import Comparison, compare
 from sdlora.errors import SdloraError
 
-FORMAT = "sdlora-benchmark/1"
+FORMAT = "sdlora-benchmark/2"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The adapter under test."""
+class Facts:
+    """The adapter under test, in numbers."""
 
     name: str
     layers: int
@@ -30,15 +31,27 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Pictured:
+    """A picture that was kept, the first of a sample."""
+
+    prompt: str
+    seed: int
+    condition: str
+    file: str  # relative to the folder of the JSON
+
+
+@dataclass(frozen=True)
 class Result:
     config: BenchmarkConfig
     environment: dict[str, Any]
-    subject: Subject
+    subject: Facts
     gate: tuple[Check, ...]
     handling: tuple[Handling, ...]
     memory: tuple[Memory, ...]
     samples: tuple[Sample, ...]
     complete: bool  # False: interrupted, or still running
+    pictures: tuple[Pictured, ...] = ()
+    after: dict[str, Any] | None = None  # the environment at the end
 
 
 @dataclass(frozen=True)
@@ -51,12 +64,30 @@ class Row:
     images_per_second: float  # from that median
     peak_bytes: int | None
     over_base: int | None  # bytes that the peak lies above the base's
+    host_bytes: int | None  # the same of the process
+    first: float | None  # seconds from the switch to the condition to the end of its first drawing, median
+    text: float  # medians of the phases of a sample
+    step: float  # of one call of the U-Net
+    vae: float
+    save: float
     comparison: Comparison | None  # None for the base itself
+    processor: Comparison | None  # the same of the processor's time; None for the base, and on a GPU
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two conditions of the same blocks, neither of which is the base."""
+
+    condition: str
+    against: str
+    comparison: Comparison
+    processor: Comparison | None
 
 
 @dataclass(frozen=True)
 class Analysis:
     rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]  # ours against the reference
     control: bool | None  # does the control's interval cover 1? None without control
 
     def row(self, condition: str) -> Row:
@@ -74,41 +105,64 @@ def analyse(result: Result) -> Analysis | None:
         return None
     rows = tuple(_row(name, whole, result) for name in names)
     control = next((row.comparison for row in rows if row.condition == CONTROL), None)
-    return Analysis(rows, control.low <= 1 <= control.high if control else None)
+    pairs = tuple(
+        Pair(name, other, _compared(whole, name, other, result), _processor(whole, name, other, result))
+        for name, other in AGAINST.items()
+        if name in names and other in names
+    )
+    return Analysis(rows, pairs, control.low <= 1 <= control.high if control else None)
 
 
 def _row(name: str, blocks: list[dict[str, Sample]], result: Result) -> Row:
-    config, peaks = result.config, {one.condition: one.peak for one in result.memory}
-    peak, base_peak = peaks.get(name), peaks.get(BASE)
-    samples, base = [block[name] for block in blocks], [block[BASE] for block in blocks]
+    peaks = {one.condition: one for one in result.memory}
+    found, base = peaks.get(name), peaks.get(BASE)
+    peak, base_peak = found.peak if found else None, base.peak if base else None
+    samples = [block[name] for block in blocks]
     seconds = plain.median(s.seconds for s in samples)
-    comparison = None
-    if name != BASE:
-        times = [s.seconds for s in samples], [s.seconds for s in base]
-        comparison = compare(*times, config.margin, config.confidence, config.resamples, config.seed)
+    other = name != BASE
     return Row(
         condition=name,
         samples=len(samples),
         seconds=seconds,
-        images_per_second=config.images / seconds,
+        images_per_second=result.config.images / seconds,
         peak_bytes=peak,
-        over_base=peak - base_peak if name != BASE and peak is not None and base_peak is not None else None,
-        comparison=comparison,
+        over_base=peak - base_peak if other and peak is not None and base_peak is not None else None,
+        host_bytes=found.host if found else None,
+        first=plain.median(found.first) if found and found.first else None,
+        text=plain.median(s.text for s in samples),
+        step=plain.median(step for s in samples for step in s.steps or (0.0,)),
+        vae=plain.median(s.vae for s in samples),
+        save=plain.median(s.save for s in samples),
+        comparison=_compared(blocks, name, BASE, result) if other else None,
+        processor=_processor(blocks, name, BASE, result) if other else None,
     )
 
 
-def write(result: Result, path: Path) -> None:
+def _compared(blocks: list[dict[str, Sample]], name: str, other: str, result: Result, clock: str = "seconds") -> Comparison:
+    config = result.config
+    above, below = ([getattr(block[condition], clock) for block in blocks] for condition in (name, other))
+    return compare(above, below, config.margin, config.confidence, config.resamples, config.seed)
+
+
+def _processor(blocks: list[dict[str, Sample]], name: str, other: str, result: Result) -> Comparison | None:
+    """On a GPU the processor only waits, and its time says nothing."""
+    on_cpu = result.environment["device"] == "cpu" and all(block[n].cpu > 0 for block in blocks for n in (name, other))
+    return _compared(blocks, name, other, result, "cpu") if on_cpu else None
+
+
+def write(result: Result, path: Path, analysed: bool = True) -> None:
     """JSON with every sample; the analysis beside them is for readers and is not read back."""
-    analysis = analyse(result)
+    analysis = analyse(result) if analysed else None
     content = {
         "format": FORMAT,
-        **{name: getattr(result, name) for name in ("environment", "complete")},
+        **{name: getattr(result, name) for name in ("environment", "after", "complete")},
         "config": result.config.model_dump(mode="json", exclude={"output"}),
         "subject": asdict(result.subject),
         "gate": [asdict(check) for check in result.gate],
         "handling": [asdict(one) for one in result.handling],
         "memory": [asdict(one) for one in result.memory],
         "samples": [asdict(sample) for sample in result.samples],
+        "pictures": [asdict(one) for one in result.pictures],
         "analysis": asdict(analysis) if analysis else None,
     }
     with replacing(path) as temporary:
@@ -124,12 +178,14 @@ def read(path: Path) -> Result:
         return Result(
             config=BenchmarkConfig.model_validate(content["config"]),
             environment=content["environment"],
-            subject=Subject(**content["subject"]),
+            subject=Facts(**content["subject"]),
             gate=tuple(Check(**check) for check in content["gate"]),
             handling=tuple(Handling(one["operation"], tuple(one["seconds"])) for one in content["handling"]),
-            memory=tuple(Memory(**one) for one in content["memory"]),
-            samples=tuple(Sample(**sample) for sample in content["samples"]),
+            memory=tuple(Memory(**one | {"first": tuple(one["first"])}) for one in content["memory"]),
+            samples=tuple(Sample(**sample | {"steps": tuple(sample["steps"])}) for sample in content["samples"]),
             complete=content["complete"],
+            pictures=tuple(Pictured(**one) for one in content["pictures"]),
+            after=content["after"],
         )
     except OSError as error:
         raise SdloraError(f"cannot read {path}: {error.strerror}") from error

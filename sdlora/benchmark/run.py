@@ -1,20 +1,26 @@
 """The course of a benchmark: gate, handling, paired blocks, report. What has been measured survives an interruption."""
 
 import gc
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
-from sdlora import generation
+from sdlora import generation, models
 from sdlora.adapter import Adapter, tensors
 from sdlora.atomic import replacing, writable_folder
-from sdlora.benchmark import adapters, environment, gate, measure, memory, plan, plot, report, result
-from sdlora.benchmark.conditions import CONDITIONS
+from sdlora.benchmark import adapters, environment, gate, handling, html, measure, memory, plan, plot, report, result
+from sdlora.benchmark.conditions import BASE, CONDITIONS, DEFAULT, Subject, active, installed
 from sdlora.benchmark.config import BenchmarkConfig
-from sdlora.benchmark.result import Analysis, Result
+from sdlora.benchmark.result import Analysis, Facts, Pictured, Result
+from sdlora.benchmark.stock import Stock
+from sdlora.errors import SdloraError, nearest
+from sdlora.images import save_png
 from sdlora.models import Components
 
 Progress = Callable[[int, int, str], None]  # done, of how many, what now
@@ -28,58 +34,123 @@ class Outcome:
     analysis: Analysis | None
     json: Path
     markdown: Path
+    html: Path
     plot: Path | None
 
 
 def run(config: BenchmarkConfig, components: Components | None = None, progress: Progress | None = None) -> Outcome:
-    """Measures and writes benchmark.json, .md and .png to `config.output`.
+    """Measures and writes benchmark.json, .md, .html and .png to `config.output`, and pictures to its folder images/.
 
     SdloraError if the correctness gate fails: then nothing is measured. Ctrl-C ends the measuring, not the report.
     """
     say = progress or (lambda done, total, words: None)
+    names = chosen(config)
+    measure.requests(config, config.prompts[0], config.seeds[0])  # a wrong setting is said before anything is loaded
     folder = writable_folder(config.output)
     with threads(config.threads):
-        say(0, config.blocks, "loading")
-        components = components or generation.load(config.base, config.device, config.precision)
-        adapter = adapters.obtain(config.adapter, components)
+        say(0, config.planned, "loading")
+        components = components or load(config)
+        subject = obtain(config, components, names)
         with settled_heap():
-            say(0, config.blocks, "checking")
+            say(0, config.planned, "checking")
             prints = gate.fingerprint(components)
-            found = prepare(config, components, adapter)
-            say(0, config.blocks, "measuring")
-            found = blocks(found, components, [(adapter, config.strength)], folder / "benchmark.json", say)
+            found = prepare(config, subject, names)
+            say(0, config.planned, "measuring")
+            found = blocks(found, subject, names, folder, say)
             last = gate.passed((untouched(components, prints),))
-        whole = report.blocks(found) == config.blocks
-        found = replace(found, gate=(*found.gate, *last), complete=whole)
+        whole = report.blocks(found) == config.planned
+        found = replace(found, gate=(*found.gate, *last), complete=whole, after=environment.record(components.device))
     return written(found, folder)
 
 
-def prepare(config: BenchmarkConfig, components: Components, adapter: Adapter) -> Result:
-    """Everything but the samples: the gate, then peak memory and the times of handling an adapter."""
-    wanted, weighted = measure.requests(config, config.prompts[0], config.seeds[0]), [(adapter, config.strength)]
-    checks = gate.check(components, weighted, lambda: measure.draw(components, wanted)[0], config.bound)
-    peaks = memory.measure(components, weighted, list(CONDITIONS), lambda: measure.draw(components, measure.short(wanted, config)))
-    handled = measure.handling(components, adapter, config.strength, config.repeats)
+def analyse(path: Path) -> Outcome:
+    """The report of a finished or interrupted benchmark anew, from the samples in its JSON, beside that file."""
+    return written(result.read(path), path.parent, path.name)
+
+
+def load(config: BenchmarkConfig) -> Components:
+    options: dict[str, Any] = {"vae": config.vae} if config.vae else {}
+    if unknown := options.keys() - inspect.signature(models.load).parameters.keys():
+        raise SdloraError(f"{', '.join(unknown)} = {config.vae}: this version loads a base with its own VAE only; leave the setting out")
+    return generation.load(config.base, config.device, config.precision, **options)
+
+
+def chosen(config: BenchmarkConfig) -> list[str]:
+    """The conditions to measure, the base first."""
+    for name in config.conditions:
+        if name not in CONDITIONS:
+            raise SdloraError(f"conditions: unknown condition {name!r}{nearest(name, CONDITIONS)}")
+    names, missing = installed(tuple(dict.fromkeys((BASE, *(config.conditions or DEFAULT)))))
+    if missing and config.conditions:
+        raise SdloraError(f"conditions: {', '.join(missing)} need the package peft; install it (pip install peft), or leave them out")
+    return names
+
+
+def obtain(config: BenchmarkConfig, components: Components, names: list[str]) -> Subject:
+    """The model, every prompt's adapters and, if a condition asks for it, the reference."""
+    most = max(CONDITIONS[name].count for name in names)
+    own = dict(zip(config.prompts, config.adapters or (config.adapter,) * len(config.prompts), strict=True))
+    loaded = {text: adapters.companions(adapters.obtain(text, components), components, most) for text in dict.fromkeys(own.values())}
+    stock = Stock(config.base, components.device, components.dtype) if any(CONDITIONS[name].stock for name in names) else None
+    return Subject(components, {prompt: loaded[text] for prompt, text in own.items()}, config.strength, config.batch, stock)
+
+
+def prepare(config: BenchmarkConfig, subject: Subject, names: list[str]) -> Result:
+    """Everything but the samples: the gate, then peak memory and first pictures, and the times of handling an adapter."""
+    prompt, components = config.prompts[0], subject.components
+    wanted = measure.requests(config, prompt, config.seeds[0])[: config.batch]
+    checks: tuple[gate.Check, ...] = ()
+    for text, prompts_adapters in distinct(subject).items():
+        one = measure.requests(config, text, config.seeds[0])[:1]
+        with active(subject, BASE, text) as base:
+            checks += gate.check(components, [(prompts_adapters[0], config.strength)], lambda: base.draw(one)[0], config.bound)  # noqa: B023
+    checks += gate.conditions(subject, names, prompt, wanted[:1], (config.bound, config.bound_reference))
+    peaks = memory.measure(subject, names, prompt, lambda draw: draw(wanted))
+    handled = handling.measure(subject, prompt, config.repeats)
+    facts = describe(config, subject.adapters[prompt][0])
+    return Result(config, environment.record(components.device), facts, checks, handled, peaks, (), complete=False)
+
+
+def distinct(subject: Subject) -> dict[str, tuple[Adapter, ...]]:
+    """The first prompt of each adapter, and its adapters."""
+    firsts: dict[int, str] = {}
+    for prompt, several in subject.adapters.items():
+        firsts.setdefault(id(several[0]), prompt)
+    return {prompt: subject.adapters[prompt] for prompt in firsts.values()}
+
+
+def describe(config: BenchmarkConfig, adapter: Adapter) -> Facts:
     size = sum(t.numel() * t.element_size() for update in adapter.layers.values() for t in tensors(update).values())
-    source = adapters.parse(config.adapter)
-    name = (adapter.metadata.get("modelspec.title") or source.name) if isinstance(source, Path) else config.adapter
-    subject = result.Subject(name, len(adapter.layers), adapter.parameters, size)
-    return Result(config, environment.record(components.device), subject, checks, handled, peaks, (), complete=False)
+    text = config.adapters[0] if config.adapters else config.adapter
+    source = adapters.parse(text)
+    name = (adapter.metadata.get("modelspec.title") or source.name) if isinstance(source, Path) else text
+    return Facts(name, len(adapter.layers), adapter.parameters, size)
 
 
-def blocks(found: Result, components: Components, weighted: gate.Weighted, path: Path, say: Progress) -> Result:
+def blocks(found: Result, subject: Subject, names: list[str], folder: Path, say: Progress) -> Result:
     """`found` with the samples; saved after every block, so that even a killed run keeps what it measured."""
     config = found.config
-    planned = plan.blocks(config.blocks, config.prompts, config.seeds, list(CONDITIONS), config.seed)
+    planned = plan.blocks(config.blocks, config.prompts, config.seeds, names, config.seed, config.runs)
     try:
         for block in planned:
-            samples = measure.block_samples(components, block, weighted, config)
-            found = replace(found, samples=(*found.samples, *samples))
-            result.write(found, path)
-            say(block.index + 1, config.blocks, "measuring")
+            taken = [measure.timed(subject, block, place, config) for place in range(len(block.order))]
+            found = replace(found, samples=(*found.samples, *(sample for sample, _ in taken)))
+            if block.prompt not in {one.prompt for one in found.pictures}:
+                kept = [Pictured(block.prompt, s.seed, s.condition, keep(images[0], folder, s)) for s, images in taken]
+                found = replace(found, pictures=(*found.pictures, *sorted(kept, key=lambda one: names.index(one.condition))))
+            result.write(found, folder / "benchmark.json", analysed=False)
+            say(block.index + 1, config.planned, "measuring")
     except KeyboardInterrupt:
-        say(len(found.samples) // len(CONDITIONS), config.blocks, "interrupted")
+        say(report.blocks(found), config.planned, "interrupted")
     return found
+
+
+def keep(image: Image.Image, folder: Path, sample: measure.Sample) -> str:
+    """The picture of a sample beside the report; its path as seen from there."""
+    name = f"images/{sample.block:03d}-{sample.condition.replace(' ', '-')}.png"
+    writable_folder(folder / "images")
+    save_png(image, folder / name, {"prompt": sample.prompt, "seed": sample.seed, "condition": sample.condition})
+    return name
 
 
 def untouched(components: Components, before: str) -> gate.Check:
@@ -87,15 +158,18 @@ def untouched(components: Components, before: str) -> gate.Check:
     return gate.Check(law, before[:12], gate.fingerprint(components) == before)
 
 
-def written(found: Result, folder: Path) -> Outcome:
-    """The report of `found`: JSON, Markdown and, if there is anything to plot, a PNG."""
-    analysis = result.analyse(found)
-    result.write(found, folder / "benchmark.json")
-    with replacing(folder / "benchmark.md") as temporary:
-        temporary.write_text(report.markdown(found), encoding="utf-8")
-    if analysis:
-        plot.save(found, analysis, folder / "benchmark.png")
-    return Outcome(found, analysis, folder / "benchmark.json", folder / "benchmark.md", folder / "benchmark.png" if analysis else None)
+def written(found: Result, folder: Path, name: str = "benchmark.json") -> Outcome:
+    """The report of `found`: JSON, Markdown, HTML and, if there is anything to plot, a PNG."""
+    analysis, path = result.analyse(found), folder / name
+    result.write(found, path)
+    picture = path.with_suffix(".png") if analysis else None
+    if analysis and picture:
+        plot.save(found, analysis, picture)
+    texts = {path.with_suffix(".md"): report.markdown(found), path.with_suffix(".html"): html.page(found, analysis, folder, picture)}
+    for file, text in texts.items():
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return Outcome(found, analysis, path, path.with_suffix(".md"), path.with_suffix(".html"), picture)
 
 
 @contextmanager

@@ -20,12 +20,16 @@ def register(app: typer.Typer) -> None:
 
 def benchmark(
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE.toml] [KEY=VALUE]…", help="A settings file, and changes to it or to the defaults.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE.toml] [KEY=VALUE]… | analyse FILE.json", help="A settings file, and changes to it or to the defaults."
+        ),
     ] = None,
 ) -> None:
-    """Measure what an adapter costs: the base, the base again, stacked and fused, in paired blocks, with intervals and a verdict.
+    """Measure what adapters cost: the base, the base again, stacked, fused and stock diffusers with PEFT, in paired blocks.
 
-    Before any time is taken it checks that the adapter acts, that both ways agree and that the base stays as it was.
+    Before any time is taken it checks that the adapter acts, that all ways agree and that the base stays as it was.
+    `analyse FILE.json` makes the report of an earlier run anew from its samples, without measuring.
 
     Example: sdlora benchmark configs/benchmark-emoji.toml adapter=runs/emoji-style/adapter.safetensors blocks=40
     """
@@ -34,6 +38,9 @@ def benchmark(
     from sdlora import benchmark, config
 
     words, console = settings or [], Console()
+    if words[:1] == ["analyse"]:
+        show(benchmark.analyse(only(words[1:])), console)
+        return
     has_file = bool(words) and ("=" not in words[0] or Path(words[0]).exists())
     chosen = config.load(benchmark.BenchmarkConfig, words[0] if has_file else None, words[1:] if has_file else words)
     with bar(console) as progress:
@@ -41,6 +48,15 @@ def benchmark(
     show(outcome, console)
     if not outcome.result.complete:
         raise typer.Exit(130)
+
+
+def only(words: Sequence[str]) -> Path:
+    """The one file behind `analyse`."""
+    from sdlora.errors import SdloraError
+
+    if len(words) != 1:
+        raise SdloraError(f"benchmark analyse takes one file, and got {len(words)}; give the benchmark.json of an earlier run")
+    return Path(words[0])
 
 
 @contextmanager
@@ -62,12 +78,14 @@ def show(outcome: "Outcome", console: "Console") -> None:
     for check in result.gate:
         console.print(f"[green]✓[/] {check.law}: {check.found}", highlight=False)
     if not result.complete:
-        console.print(f"interrupted: {report.blocks(result)} of {result.config.blocks} blocks were measured", style="yellow")
+        console.print(f"interrupted: {report.blocks(result)} of {result.config.planned} blocks were measured", style="yellow")
     if analysis:
-        console.print(table(report.BRIEF, report.brief_rows(result, analysis)))
+        console.print(table(*report.brief(result, analysis)))
+        if analysis.pairs:
+            console.print(table(*report.brief_pairs(analysis)))
         console.print(table(report.HANDLING, report.handling_rows(result)))
         console.print(report.control_line(analysis).replace("*", ""), style="dim" if analysis.control else "yellow")
-    for path in filter(None, (outcome.markdown, outcome.json, outcome.plot)):
+    for path in filter(None, (outcome.markdown, outcome.html, outcome.json, outcome.plot)):
         typer.echo(str(path))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,16 +22,37 @@ class Conditions:
     weights: list[float]  # m: w of u + s Σ w (c − u)
     unconditional: list[Encoded]  # n; none without guidance
 
+    @cached_property
+    def calls(self) -> list[tuple[list[int], Tensor]]:
+        """The rows, the unconditional ones last, by the length of their text: their numbers and their context, a call of the U-Net each.
+
+        None is padded for another's sake. The same tensors at every step, so that what depends on nothing else is computed once.
+        """
+        contexts = self.contexts
+        lengths = [context.shape[1] for context in contexts]
+        groups = [[row for row, tokens in enumerate(lengths) if tokens == length] for length in dict.fromkeys(lengths)]
+        return [(rows, torch.cat([contexts[row] for row in rows])) for rows in groups]
+
+    @property
+    def contexts(self) -> list[Tensor]:
+        return [row.context for row in (*self.rows, *self.unconditional)]
+
+    def same(self, other: "Conditions") -> bool:
+        """Whether both hold the very same rows for the same pictures with the same weights."""
+        if (self.owners, self.weights, len(self.contexts)) != (other.owners, other.weights, len(other.contexts)):
+            return False
+        return all(a is b for a, b in zip(self.contexts, other.contexts, strict=True))
+
 
 @dataclass(frozen=True, eq=False)
 class Timed:
     """One text, edited along the steps."""
 
     entries: list[Entry]
-    encoded: Encoded  # a row per entry
+    rows: list[Encoded]  # one per entry
 
     def at(self, step: int) -> Encoded:
-        return self.encoded.row(current(self.entries, step))
+        return self.rows[current(self.entries, step)]
 
 
 @dataclass
@@ -49,7 +71,8 @@ class Texts:
             memory = self.memories.setdefault(state, Memory())
             tokenizer, text_encoder = self.components.tokenizer, self.components.text_encoder
             texts = [entry.text for entry in entries]
-            self.known[key] = Timed(entries, encode(tokenizer, text_encoder, texts, request.clip_skip, request.emphasis, memory=memory))
+            encoded = encode(tokenizer, text_encoder, texts, request.clip_skip, request.emphasis, memory=memory)
+            self.known[key] = Timed(entries, [encoded.row(i) for i in range(len(entries))])
         return self.known[key]
 
 

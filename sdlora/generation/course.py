@@ -16,7 +16,8 @@ class Course:
         self.told: list[Conditions] = []
         for step in range(active.steps):
             active.enter(step)
-            self.told.append(conditions(requests, texts, active.text_state(step), step))
+            told = conditions(requests, texts, active.text_state(step), step)
+            self.told.append(self.told[-1] if self.told and told.same(self.told[-1]) else told)
         self.enter(0)
 
     def enter(self, step: int) -> None:

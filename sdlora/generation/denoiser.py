@@ -20,10 +20,10 @@ def denoiser(unet: nn.Module, prediction: str, now: Callable[[], Conditions], gu
 
     def denoise(x: Tensor, sigma: float, t: float) -> Tensor:
         conditions = now()
-        rows, m = [*conditions.rows, *conditions.unconditional], len(conditions.rows)
+        m = len(conditions.rows)
         scaled = x / (sigma**2 + 1) ** 0.5
         owners = [*conditions.owners, *range(len(conditions.unconditional))]
-        output = _predicted(unet, scaled, t, owners, [row.context for row in rows])
+        output = _predicted(unet, scaled, t, owners, conditions)
         if conditions.unconditional:
             output = composed(output[:m], output[m:], conditions.owners, conditions.weights, guidance)
         return clean(prediction, x, output, sigma)
@@ -31,13 +31,10 @@ def denoiser(unet: nn.Module, prediction: str, now: Callable[[], Conditions], gu
     return denoise
 
 
-def _predicted(unet: nn.Module, scaled: Tensor, t: float, owners: Sequence[int], contexts: Sequence[Tensor]) -> Tensor:
-    """What the U-Net says of scaled[owners], in fp32: one call for all contexts of one length, since none is padded for another's sake."""
+def _predicted(unet: nn.Module, scaled: Tensor, t: float, owners: Sequence[int], conditions: Conditions) -> Tensor:
+    """What the U-Net says of scaled[owners], in fp32."""
     result = torch.empty((len(owners), *scaled.shape[1:]), device=scaled.device)
-    lengths = [context.shape[1] for context in contexts]
-    for length in dict.fromkeys(lengths):
-        rows = [row for row, tokens in enumerate(lengths) if tokens == length]
-        context = torch.cat([contexts[row] for row in rows])
+    for rows, context in conditions.calls:
         inputs = scaled[[owners[row] for row in rows]].to(context.dtype)
         result[rows] = unet(inputs, torch.tensor(t, device=context.device), encoder_hidden_states=context).sample.float()
     return result

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdlora import models
 from sdlora.adapter import Adapter
-from sdlora.apply import WAYS
+from sdlora.apply import WAYS, constant, cross_attention
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation import adapters, noise
 from sdlora.generation.adapters import Active, Weighted
@@ -122,7 +122,7 @@ def _draw(components: Components, requests: list[Request], active: Active, texts
     guidance = torch.tensor([r.guidance for r in requests], device=components.device).view(-1, 1, 1, 1)
     denoise = denoiser(components.unet, components.prediction, course.now, guidance)
     levels, start, fresh = _noise(components, requests)
-    with one_timestep(components.unet):
+    with one_timestep(components.unet), constant(cross_attention(components.unet)):
         latents = sample(requests[0].method, denoise, start.to(components.device), levels, fresh, after)
     return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
 
