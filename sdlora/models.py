@@ -1,8 +1,8 @@
-"""A base model's components from disk: the built-in `emoji` or any Stable Diffusion 1.x folder in diffusers' layout."""
+"""A base model's components from disk: the built-in `emoji`, or a Stable Diffusion 1.x, 2.x or XL folder in diffusers' layout."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sdlora.errors import SdloraError, nearest
-from sdlora.families import FAMILIES
-from sdlora.schedule import alphas_bar
+from sdlora.families import EPSILON, FAMILIES, PREDICTIONS, Family
+from sdlora.schedule import alphas_bar, zero_terminal
 
 BUILT_IN = {"emoji": Path(__file__).parent / "assets" / "emoji"}
-PARTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-WEIGHTS = ("text_encoder", "unet", "vae")
-PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,18 +25,20 @@ class Components:
 
     name: str  # as the user named it: "emoji" or the folder's name
     family: str  # a key of FAMILIES
-    tokenizer: Any
-    text_encoder: Any
+    tokenizers: tuple[Any, ...]  # one per text encoder
+    text_encoders: tuple[Any, ...]  # one, or two for SDXL
     unet: Any
     vae: Any
-    alphas_bar: Tensor  # (1000,) fp32
+    alphas_bar: Tensor  # (1000,) fp32; its last entry is 0 under zero-terminal SNR
     prediction: str  # what the U-Net says: "epsilon" or "v_prediction"
     hash: str  # sha256 over the weight files
+    zeros_for_empty: bool = False  # without a prompt the U-Net is told zeros and not an encoded "" (SDXL)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What adapters go onto."""
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
+        """What adapters go onto: "unet", "text_encoder" and for SDXL "text_encoder_2"."""
+        names = (name for name, _ in FAMILIES[self.family].text_encoders)
+        return {"unet": self.unet, **dict(zip(names, self.text_encoders, strict=True))}
 
     @property
     def factor(self) -> int:
@@ -75,64 +74,56 @@ def folder_of(base: str | Path) -> Path:
 
 def load(base: str | Path = "emoji", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Components:
     """The components of `base` on `device` in `dtype`, frozen. Nothing is downloaded."""
+    import transformers
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = folder_of(base)
     family = _family(folder)
     bar, prediction = _schedule(folder)
     try:
         with _quiet():
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).to(dtype)
+            tokenizers = tuple(
+                transformers.CLIPTokenizer.from_pretrained(folder / part, local_files_only=True) for part in family.tokenizers
+            )
+            text_encoders = tuple(
+                getattr(transformers, kind).from_pretrained(folder / part, local_files_only=True).to(dtype)
+                for part, kind in family.text_encoders
+            )
             unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, local_files_only=True)
-            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, local_files_only=True)
+            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
     except Exception as error:  # the libraries raise many kinds for a damaged folder
         raise SdloraError(f"cannot load the base model in {folder}: {_first_line(error)}") from error
-    for module in (text_encoder, unet, vae):
+    vae.to(vae_dtype(dtype, vae.config.force_upcast))
+    for module in (*text_encoders, unet, vae):
         module.to(device).eval().requires_grad_(False)
     name = str(base) if str(base) in BUILT_IN else folder.resolve().name
-    return Components(name, family, tokenizer, text_encoder, unet, vae, bar, prediction, base_hash(folder))
+    zeros = family.pooled and _json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    return Components(name, family.name, tokenizers, text_encoders, unet, vae, bar, prediction, base_hash(folder), zeros)
+
+
+def vae_dtype(dtype: torch.dtype, upcast: bool) -> torch.dtype:
+    """What the VAE computes in: fp32 instead of fp16 where its config says that its activations overflow (SDXL's do)."""
+    return torch.float32 if dtype == torch.float16 and upcast else dtype
 
 
 def skeleton(base: str | Path = "emoji") -> dict[str, nn.Module]:
-    """The U-Net and the text encoder of `base` without weights (meta device): their layers' names and shapes."""
+    """The U-Net and the text encoders of `base` without weights (meta device): their layers' names and shapes."""
+    import transformers
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = folder_of(base)
-    _family(folder)
+    modules: dict[str, nn.Module] = {}
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_json(folder / "unet" / "config.json"))
-        text_encoder = CLIPTextModel(CLIPTextConfig(**_json(folder / "text_encoder" / "config.json")))
-    return {"unet": unet, "text_encoder": text_encoder}
-
-
-@torch.no_grad()
-def encode_text(components: Components, prompts: Sequence[str]) -> Tensor:
-    """(n, 77, width): the text encoder's last hidden states, after its final norm; longer prompts are cut."""
-    tokenizer = components.tokenizer
-    ids = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
-    return components.text_encoder(ids.input_ids.to(components.device)).last_hidden_state
-
-
-@torch.no_grad()
-def encode_image(components: Components, images: Tensor) -> Tensor:
-    """(n, 3, H, W) in [−1, 1] -> (n, 4, H/f, W/f): the posterior's mean, scaled to unit variance."""
-    vae = components.vae
-    return vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
-
-
-@torch.no_grad()
-def decode(components: Components, latents: Tensor) -> Tensor:
-    """(n, 4, h, w) scaled latents -> (n, 3, f h, f w), clamped to [−1, 1]."""
-    vae = components.vae
-    return vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.clamp(-1, 1)
+        modules["unet"] = UNet2DConditionModel.from_config(_json(folder / "unet" / "config.json"))
+        for part, kind in _family(folder).text_encoders:
+            modules[part] = getattr(transformers, kind)(transformers.CLIPTextConfig(**_json(folder / part / "config.json")))
+    return modules
 
 
 def base_hash(folder: Path) -> str:
     """sha256 over the weight files that are loaded, in a fixed order; remembered while they stay unchanged."""
-    files = [path for part in WEIGHTS for path in _weight_files(folder / part)]
+    encoders = [name for name, _ in _family(folder).text_encoders]
+    files = [path for part in (*encoders, "unet", "vae") for path in _weight_files(folder / part)]
     return _hash(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files))
 
 
@@ -156,28 +147,40 @@ def _weight_files(folder: Path) -> list[Path]:
     raise SdloraError(f"{folder} has no weights (model.safetensors or diffusion_pytorch_model.safetensors)")
 
 
-def _family(folder: Path) -> str:
-    for part in PARTS:
+def _family(folder: Path) -> Family:
+    """By the pipeline's class and, where families share it, by the U-Net's projections; complete, or a SdloraError."""
+    pipeline = _json(folder / "model_index.json").get("_class_name", "nothing")
+    alike = [family for family in FAMILIES.values() if family.pipeline == pipeline]
+    if not alike:
+        known = ", ".join(dict.fromkeys(f.pipeline for f in FAMILIES.values()))
+        raise SdloraError(f"{folder} is a {pipeline}; this version of sdlora knows {known}")
+    for part in dict.fromkeys(part for family in alike for part in family.folders):
         if not (folder / part).is_dir():
             raise SdloraError(f"the base model {folder} has no folder {part}/; copy the whole model")
-    pipeline = _json(folder / "model_index.json").get("_class_name", "nothing")
-    for family in FAMILIES.values():
-        if family.pipeline == pipeline:
-            return family.name
-    known = ", ".join(f.pipeline for f in FAMILIES.values())
-    raise SdloraError(f"{folder} is a {pipeline}; this version of sdlora knows {known}")
+    linear = bool(_json(folder / "unet" / "config.json").get("use_linear_projection", False))
+    for family in alike:
+        if family.linear == linear:
+            return family
+    raise SdloraError(f"{folder} is a {pipeline}, but its U-Net has {'' if linear else 'no '}linear projections: not {alike[0].title}")
 
 
 def _schedule(folder: Path) -> tuple[Tensor, str]:
     """ᾱ and the prediction type, from scheduler_config.json."""
     config = _json(folder / "scheduler" / "scheduler_config.json")
-    prediction = config.get("prediction_type", "epsilon")
+    prediction = config.get("prediction_type", EPSILON)
     if prediction not in PREDICTIONS:
         raise SdloraError(f"{folder}: unknown prediction_type {prediction!r}{nearest(prediction, PREDICTIONS)}")
     if config.get("trained_betas") is not None:
         raise SdloraError(f"{folder}: a scheduler with its own list of betas (trained_betas) is not supported")
     bar = alphas_bar(config["beta_start"], config["beta_end"], config["beta_schedule"], config["num_train_timesteps"])
-    return bar, prediction
+    if not config.get("rescale_betas_zero_snr", False):
+        return bar, prediction
+    if prediction == EPSILON:
+        raise SdloraError(
+            f"{folder}/scheduler: rescale_betas_zero_snr contradicts prediction_type epsilon (pure noise says nothing of the picture); "
+            "set prediction_type to v_prediction, or take the rescaling out"
+        )
+    return zero_terminal(bar), prediction
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The noise schedule: betas → ᾱ."""
+"""The noise schedule: betas → ᾱ, and ᾱ that ends in pure noise."""
 
 import torch
 from torch import Tensor
@@ -20,3 +20,10 @@ def alphas_bar(start: float = 0.00085, end: float = 0.012, kind: str = "scaled_l
         case _:
             raise SdloraError(f"unknown beta schedule {kind!r}{nearest(kind, ('scaled_linear', 'linear'))}")
     return (1 - betas).cumprod(0)
+
+
+def zero_terminal(alphas_bar: Tensor) -> Tensor:
+    """ᾱ shifted and scaled so that its last entry is 0 and its first stays.  Lin et al. 2023, arXiv:2305.08891, algorithm 1."""
+    root = alphas_bar.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * (first / (first - last))).square()

@@ -7,21 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdlora.conditioning import Conditioning, predict
 from sdlora.generation.sampler import Denoise
 
 
-def denoiser(unet: nn.Module, prediction: str, context: Tensor, guidance: Tensor | None) -> Denoise:
+def denoiser(unet: nn.Module, prediction: str, hint: Conditioning, guidance: Tensor | None, time_ids: Tensor | None = None) -> Denoise:
     """D for a batch of n pictures.  Guidance: Ho & Salimans 2022, arXiv:2207.12598, in the form u + s (c − u).
 
-    context   (2n, tokens, width), conditional then unconditional; (n, tokens, width) without guidance
+    hint      of 2n rows, conditional then unconditional; of n without guidance
     guidance  (n, 1, 1, 1) fp32, one s per picture; None skips the unconditional half
+    time_ids  (n, 6), SDXL's sizes, the same for both halves
     """
-    device, dtype = context.device, context.dtype
+    device, dtype = hint.context.device, hint.context.dtype
+    ids = time_ids if time_ids is None or guidance is None else torch.cat([time_ids, time_ids])
 
     def denoise(x: Tensor, sigma: float, t: float) -> Tensor:
         rows = x if guidance is None else torch.cat([x, x])
         scaled = (rows / (sigma**2 + 1) ** 0.5).to(dtype)
-        output = unet(scaled, torch.tensor(t, device=device), encoder_hidden_states=context).sample.float()
+        output = predict(unet, scaled, torch.tensor(t, device=device), hint, ids).float()
         if guidance is not None:
             conditional, unconditional = output.chunk(2)
             output = unconditional + guidance * (conditional - unconditional)

@@ -9,19 +9,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdlora import models
+from sdlora import conditioning
 from sdlora.adapter import Adapter
 from sdlora.apply import WAYS, applied
+from sdlora.conditioning import Conditioning, Sizes
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation import noise
 from sdlora.generation.denoiser import denoiser, one_timestep
 from sdlora.generation.request import Request
 from sdlora.generation.sampler import State, euler, uniform
+from sdlora.latents import decode
 from sdlora.models import Components
 
 POSITIONS = 1024  # latent positions in a batch by default: 4 pictures of 64 px with f = 4, where the gain ends on a CPU
 
 Callback = Callable[[State], None]
+Texts = dict[tuple[str, bool], Conditioning]  # by prompt and whether it is a positive one
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ def size(components: Components, request: Request) -> tuple[int, int]:
 def _pictures(
     components: Components, groups: list[list[Request]], adapters: Callable[[], AbstractContextManager], callback: Callback | None
 ) -> Iterator[Picture]:
-    texts: dict[str, Tensor] = {}
+    texts: Texts = {}
     for group in groups:
         with adapters():
             images = _draw(components, group, texts, callback)
@@ -87,10 +90,10 @@ def _batches(components: Components, requests: Iterable[Request], batch: int | N
 
 
 @torch.inference_mode()
-def _draw(components: Components, requests: list[Request], texts: dict[str, Tensor], callback: Callback | None) -> list[Image.Image]:
+def _draw(components: Components, requests: list[Request], texts: Texts, callback: Callback | None) -> list[Image.Image]:
     """One batch. `texts` remembers what is encoded already."""
-    context, guidance = _condition(components, requests, texts)
-    denoise = denoiser(components.unet, components.prediction, context, guidance)
+    hint, guidance = _condition(components, requests, texts)
+    denoise = denoiser(components.unet, components.prediction, hint, guidance, _time_ids(components, requests))
     schedule = uniform(components.alphas_bar, requests[0].steps)
     height, width = (side // components.factor for side in size(components, requests[0]))
     start = noise.initial([r.seed for r in requests], (components.unet.config.in_channels, height, width))
@@ -99,21 +102,34 @@ def _draw(components: Components, requests: list[Request], texts: dict[str, Tens
     return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
 
 
-def _condition(components: Components, requests: list[Request], texts: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def _condition(components: Components, requests: list[Request], texts: Texts) -> tuple[Conditioning, Tensor | None]:
     """What the denoiser is told: the embedded prompts (then the negative ones), and the guidance of each picture."""
     guided = requests[0].guidance != 1
-    prompts = [r.prompt for r in requests] + [r.negative for r in requests if guided]
+    prompts = [(r.prompt, True) for r in requests] + [(r.negative, False) for r in requests if guided]
     for prompt in prompts:  # one by one: an embedding must not depend on its neighbours
         if prompt not in texts:
-            texts[prompt] = models.encode_text(components, [prompt])
-    context = torch.cat([texts[prompt] for prompt in prompts])
-    scales = torch.tensor([r.guidance for r in requests], device=context.device).view(-1, 1, 1, 1)
-    return context, scales if guided else None
+            texts[prompt] = _embedded(components, *prompt).to(components.device, components.dtype)
+    hint = conditioning.cat(texts[prompt] for prompt in prompts)
+    scales = torch.tensor([r.guidance for r in requests], device=hint.context.device).view(-1, 1, 1, 1)
+    return hint, scales if guided else None
+
+
+def _embedded(components: Components, prompt: str, positive: bool) -> Conditioning:
+    """An empty negative prompt is the absence of one: for SDXL zeros, as it was trained, and as diffusers takes None."""
+    if not positive and prompt == "":
+        return conditioning.encode_absent(components)
+    return conditioning.encode_text(components, [prompt])
+
+
+def _time_ids(components: Components, requests: list[Request]) -> Tensor:
+    """The sizes that SDXL is told: a picture of the wanted size, whole."""
+    sides = [size(components, request) for request in requests]
+    return conditioning.time_ids([Sizes(side, (0, 0), side) for side in sides], components.device)
 
 
 def _decode(components: Components, latents: Tensor, request: Request) -> Image.Image:
     """(1, 4, h, w) -> an RGB picture. Values are rounded, as diffusers does (AUTOMATIC1111 truncates)."""
-    pixels = models.decode(components, latents).float()
+    pixels = decode(components, latents).float()
     if not (torch.isfinite(latents).all() and torch.isfinite(pixels).all()):
         remedy = "bf16 or fp32" if components.dtype == torch.float16 else "weaker adapters or less guidance"
         raise SdloraError(f"the picture of {request.prompt!r} with seed {request.seed} turned into NaN; try {remedy}")

@@ -34,8 +34,8 @@ def load_adapters(components: Components, chosen: Iterable[tuple[Path, float]]) 
 
 
 def tokens_cut(components: Components, prompt: str) -> int:
-    """How many tokens of `prompt` do not fit into the text encoder's 77, its start and end token among them."""
-    return max(0, len(components.tokenizer(prompt).input_ids) - components.tokenizer.model_max_length)
+    """How many tokens of `prompt` do not fit into a text encoder's 77, its start and end token among them."""
+    return max(0, *(len(tokenizer(prompt).input_ids) - tokenizer.model_max_length for tokenizer in components.tokenizers))
 
 
 def draw(

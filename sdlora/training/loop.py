@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdlora.conditioning import predict
 from sdlora.errors import SdloraError
 from sdlora.loss import denoising_loss, noised
 from sdlora.training.batches import Batch, batches
@@ -54,8 +55,8 @@ def batch_loss(run: Run, batch: Batch) -> Tensor:
     bar = components.alphas_bar.to(batch.latents.device)[batch.timesteps]
     noisy = noised(batch.latents, batch.noise, bar).to(components.dtype)
     with precision(run):
-        hint = run.conditioning(batch.captions).to(components.dtype)
-        predicted = components.unet(noisy, batch.timesteps, hint, return_dict=False)[0]
+        hint = run.prompts(batch.captions).to(components.dtype)
+        predicted = predict(components.unet, noisy, batch.timesteps, hint, batch.time_ids)
     return (batch.weights * denoising_loss(predicted, batch.noise, bar, run.config.min_snr)).sum()
 
 

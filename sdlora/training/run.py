@@ -17,7 +17,7 @@ from sdlora.models import Components
 from sdlora.training import draws, schedule
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
-from sdlora.training.text import Conditioning
+from sdlora.training.text import Prompts
 
 
 @dataclass(eq=False)
@@ -25,7 +25,7 @@ class Run:
     config: TrainConfig  # settled
     components: Components  # with the trainable updates on them
     sources: Sequence[Source]
-    conditioning: Conditioning
+    prompts: Prompts
     identity: Mapping[str, str]  # hashes of what the run was started with: base, images
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer

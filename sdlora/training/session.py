@@ -85,10 +85,10 @@ def _encoded(found: list, components: Components, config: TrainConfig, cache: Ca
 def _run(config: TrainConfig, components: Components, sources: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
     captions = [caption for source in sources for caption in source.data.captions]
     learns_text = planning.trains_text(config)
-    conditioning = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
+    prompts = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
     parameters, groups = trainable(components, config)
     rates = [group["lr"] for group in groups]
-    return Run(config, components, sources, conditioning, identity, parameters, adamw(groups, config), rates)
+    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates)
 
 
 def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:
