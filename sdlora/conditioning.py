@@ -28,8 +28,8 @@ class Conditioning:
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
         return Conditioning(self.context[rows], None if self.pooled is None else self.pooled[rows])
 
-    def to(self, *where: torch.device | torch.dtype) -> "Conditioning":
-        return Conditioning(self.context.to(*where), None if self.pooled is None else self.pooled.to(*where))
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+        return Conditioning(self.context.to(device, dtype), None if self.pooled is None else self.pooled.to(device, dtype))
 
 
 @dataclass(frozen=True)

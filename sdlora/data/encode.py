@@ -63,7 +63,7 @@ def absent(components: Components, cache: Cache) -> Conditioning:
 def _embedded(caption: str | None, components: Components, cache: Cache) -> Conditioning:
     def make() -> dict[str, Tensor]:
         hint = conditioning.encode_absent(components) if caption is None else conditioning.encode_text(components, [caption])
-        wide = hint.to(torch.float32)
+        wide = hint.to(dtype=torch.float32)
         return {"context": wide.context} | ({} if wide.pooled is None else {"pooled": wide.pooled})
 
     zeros = components.zeros_for_empty if caption is None else None

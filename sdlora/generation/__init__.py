@@ -6,8 +6,20 @@ for picture in draw("a robot, flat emoji", {"style.safetensors": 0.8}, seeds=ran
 """
 
 from sdlora.generation.generate import Picture, generate
-from sdlora.generation.request import Request, parse_adapter, parse_seeds
+from sdlora.generation.request import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.generation.sampler import State
 from sdlora.generation.session import draw, load, load_adapters, tokens_cut
 
-__all__ = ["Picture", "Request", "State", "draw", "generate", "load", "load_adapters", "parse_adapter", "parse_seeds", "tokens_cut"]
+__all__ = [
+    "Picture",
+    "Request",
+    "State",
+    "draw",
+    "generate",
+    "load",
+    "load_adapters",
+    "parse_adapter",
+    "parse_pair",
+    "parse_seeds",
+    "tokens_cut",
+]

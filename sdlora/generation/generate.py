@@ -14,6 +14,7 @@ from sdlora.adapter import Adapter
 from sdlora.apply import WAYS, applied
 from sdlora.conditioning import Conditioning, Sizes
 from sdlora.errors import SdloraError, nearest
+from sdlora.families import FAMILIES
 from sdlora.generation import noise
 from sdlora.generation.denoiser import denoiser, one_timestep
 from sdlora.generation.request import Request
@@ -55,7 +56,10 @@ def generate(
         raise SdloraError(f"unknown way to apply an adapter: {apply!r}{nearest(apply, WAYS)}")
     if batch is not None and batch < 1:
         raise SdloraError(f"batch is {batch}; it has to be at least 1")
-    groups = list(_batches(components, requests, batch))
+    wanted = list(requests)
+    if not FAMILIES[components.family].pooled and any(r.original or r.target or r.crop != (0, 0) for r in wanted):
+        raise SdloraError(f"original, crop and target size act on SDXL alone, and {components.name} is none; leave them out")
+    groups = list(_batches(components, wanted, batch))
     active = [(adapter, eta) for adapter, eta in weighted if eta != 0]
     return _pictures(components, groups, lambda: applied(components.modules, active, apply), callback)
 
@@ -69,6 +73,12 @@ def size(components: Components, request: Request) -> tuple[int, int]:
             near = max(multiple, round(side / multiple) * multiple)
             raise SdloraError(f"{name} {side} does not fit {components.name}: it has to be a multiple of {multiple}, {near} for example")
     return height, width
+
+
+def sizes(components: Components, request: Request) -> Sizes:
+    """What SDXL is told of the picture: unless the request says otherwise, that it was always of this size and is whole."""
+    side = size(components, request)
+    return Sizes(request.original or side, request.crop, request.target or side)
 
 
 def _pictures(
@@ -122,9 +132,8 @@ def _embedded(components: Components, prompt: str, positive: bool) -> Conditioni
 
 
 def _time_ids(components: Components, requests: list[Request]) -> Tensor:
-    """The sizes that SDXL is told: a picture of the wanted size, whole."""
-    sides = [size(components, request) for request in requests]
-    return conditioning.time_ids([Sizes(side, (0, 0), side) for side in sides], components.device)
+    """(n, 6), the sizes that SDXL is told."""
+    return conditioning.time_ids([sizes(components, request) for request in requests], components.device)
 
 
 def _decode(components: Components, latents: Tensor, request: Request) -> Image.Image:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import __version__
-from sdlora.generation.generate import Picture, size
+from sdlora.families import FAMILIES
+from sdlora.generation.generate import Picture, size, sizes
 from sdlora.generation.request import Request
 from sdlora.images import save_png
 from sdlora.models import Components
@@ -40,6 +41,8 @@ def next_number(folder: Path) -> int:
 def settings(components: Components, request: Request, apply: str = "stacked") -> dict[str, Any]:
     """All that it takes to draw the picture again, for JSON. The adapters are `request.adapters`, which have to be files."""
     height, width = size(components, request)
+    told = sizes(components, request)
+    xl = {"original_size": told.original, "crop": told.crop, "target_size": told.target} if FAMILIES[components.family].pooled else {}
     return {
         "prompt": request.prompt,
         "negative": request.negative,
@@ -50,6 +53,7 @@ def settings(components: Components, request: Request, apply: str = "stacked") -
         "guidance": request.guidance,
         "width": width,
         "height": height,
+        **xl,
         "base": {"name": components.name, "hash": components.hash},
         "adapters": [{"file": Path(path).name, "strength": eta, **hashes(path)} for path, eta in request.adapters],
         "apply": apply,

@@ -10,6 +10,9 @@ MOST_SEEDS = 10_000  # in one --seed: more is taken for a slip of the keyboard
 LAST_SEED = 2**63 - 1  # torch's generators take no more
 
 
+Pair = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Request:
     """One picture. `generate` draws it; the settings in its PNG are made from it."""
@@ -22,6 +25,9 @@ class Request:
     width: int | None = None  # pixels; None is what the base was trained on
     height: int | None = None
     adapters: tuple[tuple[str, float], ...] = ()  # (file, strength), for the record: `generate` takes the adapters themselves
+    original: Pair | None = None  # SDXL: (height, width) in pixels of the picture it should look like; None is the picture's own
+    crop: Pair = (0, 0)  # SDXL: (top, left) in pixels, what it should look cropped by
+    target: Pair | None = None  # SDXL: (height, width); None is the picture's own
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LAST_SEED:
@@ -33,6 +39,11 @@ class Request:
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None and side < 1:
                 raise SdloraError(f"{name} is {side}; it is a number of pixels")
+        for name, pair, least in (("original", self.original, 1), ("crop", self.crop, 0), ("target", self.target, 1)):
+            if pair is not None and (len(pair) != 2 or min(pair) < least):
+                raise SdloraError(
+                    f"{name} is {pair}; it is two numbers of pixels, {'top and left' if name == 'crop' else 'height and width'}"
+                )
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -49,6 +60,14 @@ def parse_seeds(text: str) -> list[int]:
             raise SdloraError(f"--seed {text!r}: {len(span):,} seeds; at most {MOST_SEEDS:,} at a time")
         seeds |= dict.fromkeys(span)
     return list(seeds)
+
+
+def parse_pair(text: str, option: str) -> Pair:
+    """ "768x1024" -> 768, 1024: two numbers of pixels."""
+    one, _, two = text.partition("x")
+    if not (_number(one) and _number(two)):
+        raise SdloraError(f"{option} {text!r} is not two numbers of pixels; write it as 1024x1024")
+    return int(one), int(two)
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+DARKEST = 2.0**-24  # the smallest ᾱ that a schedule may start from: σ = √(2²⁴ − 1), about 4096
+
 Denoise = Callable[[Tensor, float, float], Tensor]  # (x, σ, t) -> the estimate of x₀
 
 
@@ -32,9 +34,10 @@ def uniform(alphas_bar: Tensor, steps: int) -> Schedule:
     """Linearly spaced timesteps T − 1 … 0; ln σ interpolated linearly between the training levels σ_t = √((1 − ᾱ_t) / ᾱ_t).
 
     k-diffusion's DiscreteSchedule.get_sigmas. diffusers' timestep_spacing="linspace" interpolates σ itself: 1.5e-5 apart at n = 20.
-    One step starts at T − 1.
+    One step starts at T − 1. Under zero-terminal SNR the last training level would be infinite; as in diffusers it is 4096.
     """
-    logs = ((1 - alphas_bar.double()) / alphas_bar.double()).log() / 2
+    bar = alphas_bar.double().clamp(min=DARKEST)
+    logs = ((1 - bar) / bar).log() / 2
     t = torch.linspace(len(logs) - 1, 0, steps, dtype=torch.float64)
     below, above = t.floor().long(), t.ceil().long()
     sigmas = torch.lerp(logs[below], logs[above], t.frac()).exp()

@@ -55,7 +55,7 @@ def batch_loss(run: Run, batch: Batch) -> Tensor:
     bar = components.alphas_bar.to(batch.latents.device)[batch.timesteps]
     noisy = noised(batch.latents, batch.noise, bar).to(components.dtype)
     with precision(run):
-        hint = run.prompts(batch.captions).to(components.dtype)
+        hint = run.prompts(batch.captions).to(dtype=components.dtype)
         predicted = predict(components.unet, noisy, batch.timesteps, hint, batch.time_ids)
     return (batch.weights * denoising_loss(predicted, batch.noise, bar, run.config.min_snr)).sum()
 
