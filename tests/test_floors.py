@@ -8,10 +8,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sdlora"
 FLOORS = (  # by the first name below sdlora; a new module has to be given its place here
     {"errors", "atomic", "config", "families"},
-    {"layers", "schedule", "captions", "images", "sheet"},
+    {"layers", "schedule", "captions", "images", "sheet", "origin"},
     {"adapter", "loss"},
     {"kinds", "matching"},
-    {"formats"},
+    {"formats", "checkpoints"},
     {"models", "conditioning", "latents", "files", "apply"},
     {"data"},
     {"training", "generation"},

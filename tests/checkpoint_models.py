@@ -1,0 +1,56 @@
+"""Base models of the true topology and CLIP's true vocabulary, narrow and with random weights, made with diffusers' own classes."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bases import enliven, save
+from sdlora.checkpoints import configs, tokenizer
+from sdlora.checkpoints.opened import kinds
+from sdlora.families import FAMILIES
+
+CONTEXT = {"sd1": 64, "sd2": 128, "sdxl": 64 + 128}
+
+
+def text(config: dict[str, Any], width: int) -> dict[str, Any]:
+    own = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": max(1, width // 64)}
+    return config | own | ({"projection_dim": width} if config["projection_dim"] == config["hidden_size"] else {})
+
+
+def narrow(family: str) -> dict[str, Any]:
+    """The family's configurations with every width a fraction of the true one, and all blocks and layers there."""
+    settings = copy.deepcopy(configs.packaged(family))
+    settings["unet"] |= {"block_out_channels": [32, 64, 64, 64][: len(settings["unet"]["block_out_channels"])], "sample_size": 8}
+    settings["unet"]["cross_attention_dim"] = CONTEXT[family]
+    if family != "sd1":
+        settings["unet"]["attention_head_dim"] = [1] * len(settings["unet"]["block_out_channels"])
+    settings["vae"] |= {"block_out_channels": [32, 32, 64, 64], "sample_size": 64}
+    settings["text_encoder"] = text(settings["text_encoder"], 128 if family == "sd2" else 64)
+    if family == "sdxl":
+        settings["text_encoder_2"] = text(settings["text_encoder_2"], 128)
+        settings["unet"] |= {"addition_time_embed_dim": 32, "projection_class_embeddings_input_dim": 128 + 6 * 32}
+    return settings
+
+
+def make(folder: Path, family: str, seed: int = 0, **scheduler: Any) -> Path:
+    """A base of `family` in diffusers' layout, saved by diffusers and transformers themselves."""
+    import diffusers
+    import transformers
+
+    settings, facts = narrow(family), FAMILIES[family]
+    schedule = settings["scheduler"] | scheduler
+    parts: dict[str, Any] = {"scheduler": getattr(diffusers, schedule["_class_name"]).from_config(schedule)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for component, kind in kinds(facts).items():
+            if kind.startswith("CLIP"):
+                parts[component] = getattr(transformers, kind)(transformers.CLIPTextConfig(**settings[component]))
+            else:
+                parts[component] = getattr(diffusers, kind).from_config(settings[component])
+            enliven(parts[component])
+    for name, pad in zip(facts.tokenizers, settings["pads"], strict=True):
+        parts[name] = tokenizer.tokenizer(pad)
+    extra = {"force_zeros_for_empty_prompt": True} if family == "sdxl" else {"requires_safety_checker": False}
+    return save(folder, facts.pipeline, parts, extra)
