@@ -12,7 +12,7 @@ FLOORS = (  # by the first name below sdlora; a new module has to be given its p
     {"adapter", "loss"},
     {"kinds", "matching"},
     {"formats", "checkpoints"},
-    {"models", "conditioning", "latents", "files", "apply"},
+    {"models", "hardware", "conditioning", "latents", "files", "apply"},
     {"data"},
     {"training", "generation"},
     {"benchmark", "demo"},

@@ -148,18 +148,19 @@ def test_bf16_gradients_with_the_classic_attention_point_the_same_way(config, ru
     randomise(r)
     exact = gradients(r)
     object.__setattr__(r.config, "precision", "bf16")
-    with placement.prepared(components, "bf16"):
+    with placement.prepared(components, r.config):
         rough = gradients(r)
     assert torch.nn.functional.cosine_similarity(exact, rough, dim=0) > 0.995
     assert (rough.norm() / exact.norm()).item() == pytest.approx(1, abs=0.03)
 
 
-def test_preparing_for_speed_leaves_no_trace(components, predict):
+def test_preparing_for_speed_leaves_no_trace(config, components, predict):
     from sdlora.training import placement
 
     before = predict(components)
-    with placement.prepared(components, "bf16"):
-        pass
+    with placement.prepared(components, config(precision="bf16", vae_tiling=True)):
+        assert components.vae.use_tiling
+    assert not components.vae.use_tiling
     assert torch.equal(predict(components), before)
 
 

@@ -37,10 +37,17 @@ class Joined:
         self.active = bool(vector.any())  # asked on the CPU, so that no device has to be waited for
         self.strengths.copy_(vector)
 
+    def come_to(self, device: torch.device) -> None:
+        """The layer may have moved since it was stacked upon."""
+        if self.a.device != device:
+            self.a, self.b, self.strengths = (tensor.to(device) for tensor in (self.a, self.b, self.strengths))
+
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not self.active:  # η = 0 is the base, bit for bit
             return output
-        x, s = inputs[0], self.strengths
+        x = inputs[0]
+        self.come_to(x.device)
+        s = self.strengths
         if isinstance(layer, nn.Conv2d):
             s = s.view(*s.shape, 1, 1)  # (n, Σr, h, w) has its channels second
         elif s.dim() == 2:

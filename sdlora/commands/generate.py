@@ -24,32 +24,51 @@ def generate(
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
     output: Annotated[Path, typer.Option(help="Folder for the pictures; earlier ones are kept.")] = Path("pictures"),
     apply: Annotated[str, typer.Option(help="How adapters go onto the model: stacked (on the fly) or fused.")] = "stacked",
-    base: Annotated[str, typer.Option(help="Base model: emoji, or a Stable Diffusion 1.x folder in diffusers' layout.")] = "emoji",
+    base: Annotated[
+        str,
+        typer.Option(help="Base model: emoji, or Stable Diffusion as a file, a diffusers folder or a cached Hub id."),
+    ] = "emoji",
     width: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures drawn together at the most; changes the speed alone.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the model: fp32, bf16 or fp16.")] = "fp32",
+    attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
+    offload: Annotated[bool, typer.Option("--offload", help="For small GPUs: bring each network in for its turn alone.")] = False,
+    tiling: Annotated[bool, typer.Option("--tiling", help="For large pictures: decode them in overlapping tiles.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile; pays from many pictures on; needs --apply fused.")] = False,
+    vae: Annotated[Path | None, typer.Option(help="Another VAE than the base's own: a folder or a file.")] = None,
+    family: Annotated[str | None, typer.Option(help="sd1, sd2 or sdxl; by default found from the base.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction; by default found from the base.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Which files of a folder: fp16, for example.")] = None,
+    original: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH of the picture it should look like; by default its own.")] = None,
+    crop: Annotated[str, typer.Option(help="SDXL: TOPxLEFT, what it should look cropped by.")] = "0x0",
+    target: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH that it should look made for; by default its own.")] = None,
 ) -> None:
     """Draw every PROMPT with every seed: PNGs that carry their settings, and a contact sheet.
 
     Example: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures
     """
-    from sdlora import atomic, generation
+    from sdlora import atomic, generation, hardware
 
     chosen = [generation.parse_adapter(text) for text in adapter or ()]
     record = tuple((str(path), eta) for path, eta in chosen)
     numbers = generation.parse_seeds(seed)
-    requests = [generation.Request(text, negative, n, steps, guidance, width, height, record) for text in prompts for n in numbers]
+    pairs = [None if text is None else generation.parse_pair(text, name) for name, text in (("--original", original), ("--target", target))]
+    sizes = (pairs[0], generation.parse_pair(crop, "--crop"), pairs[1])
+    requests = [generation.Request(text, negative, n, steps, guidance, width, height, record, *sizes) for text in prompts for n in numbers]
+    where = hardware.device(device) if offload else None
     folder = atomic.writable_folder(output)
-    components = generation.load(base, device, precision)
+    found = {"vae": vae, "family": family, "prediction": prediction, "variant": variant}
+    components = generation.load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload, **found)
     for text in [*prompts, negative]:
         if cut := generation.tokens_cut(components, text):
             typer.echo(f"warning: the last {cut} tokens of {text!r} are left out: the text encoder reads 77", err=True)
-    _draw(components, requests, generation.load_adapters(components, chosen), apply, batch, folder)
+    weighted = generation.load_adapters(components, chosen)
+    _draw(components, requests, folder, apply, {"weighted": weighted, "batch": batch, "offload": where})
 
 
-def _draw(components: Any, requests: "list[Request]", weighted: Any, apply: str, batch: int | None, folder: Path) -> None:
+def _draw(components: Any, requests: "list[Request]", folder: Path, apply: str, ways: dict[str, Any]) -> None:
     """Draw, save each picture as soon as it is there, and say where."""
     from time import perf_counter
 
@@ -57,7 +76,7 @@ def _draw(components: Any, requests: "list[Request]", weighted: Any, apply: str,
 
     start, saved = perf_counter(), []
     with _progress(sum(request.steps for request in requests)) as advance:
-        for picture in generate(components, requests, weighted, apply, batch, lambda state: advance(len(state.x))):
+        for picture in generate(components, requests, apply=apply, callback=lambda state: advance(len(state.x)), **ways):
             saved.append((record.save(picture, folder, record.settings(components, picture.request, apply)), picture))
     seconds = perf_counter() - start
     for path, _ in saved if len(saved) <= 8 else (saved[0], saved[-1]):

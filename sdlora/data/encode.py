@@ -76,7 +76,9 @@ def _latents(example: Example, components: Components, size: int, mirrored: bool
         pixels = tensor_of(example.path, size)
         return {"latents": latents.encode_image(components, (pixels.flip(-1) if mirrored else pixels)[None])[0].float()}
 
-    return cache.get(("latents", components.hash, str(components.vae.dtype), example.digest, size, mirrored), make)["latents"]
+    return cache.get(
+        ("latents", components.hash, str(components.vae.dtype), example.digest, size, mirrored, components.vae.use_tiling), make
+    )["latents"]
 
 
 def sizes_of(path: Path, size: int) -> Sizes:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdlora import conditioning
+from sdlora import conditioning, hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import WAYS, applied
 from sdlora.conditioning import Conditioning, Sizes
@@ -41,6 +41,7 @@ def generate(
     apply: str = "stacked",
     batch: int | None = None,
     callback: Callback | None = None,
+    offload: torch.device | None = None,
 ) -> Iterator[Picture]:
     """The pictures, in the order of their requests, each as soon as its batch is done.
 
@@ -49,6 +50,7 @@ def generate(
     batch     pictures drawn together at the most; by default as many as keep a CPU busy. A picture does not depend on it: on the
               CPU bit for bit, but for stacked adapters of rank 1 altogether (rounding, 1e-6 of the latents' scale).
     callback  is called after every step of every batch.
+    offload   a device with little memory: text encoders, U-Net and VAE come there in turn and go back to where they were.
 
     SdloraError (before anything is drawn) for a size that the model cannot draw, and when a picture turns into NaN.
     """
@@ -61,7 +63,9 @@ def generate(
         raise SdloraError(f"original, crop and target size act on SDXL alone, and {components.name} is none; leave them out")
     groups = list(_batches(components, wanted, batch))
     active = [(adapter, eta) for adapter, eta in weighted if eta != 0]
-    return _pictures(components, groups, lambda: applied(components.modules, active, apply), callback)
+    if active and apply != "fused" and hardware.is_compiled(components.unet):
+        raise SdloraError("a compiled U-Net does not see adapters that come and go; take apply fused, or leave compile out")
+    return _pictures(components, groups, lambda: applied(components.modules, active, apply), callback, offload)
 
 
 def size(components: Components, request: Request) -> tuple[int, int]:
@@ -82,12 +86,16 @@ def sizes(components: Components, request: Request) -> Sizes:
 
 
 def _pictures(
-    components: Components, groups: list[list[Request]], adapters: Callable[[], AbstractContextManager], callback: Callback | None
+    components: Components,
+    groups: list[list[Request]],
+    adapters: Callable[[], AbstractContextManager],
+    callback: Callback | None,
+    offload: torch.device | None,
 ) -> Iterator[Picture]:
     texts: Texts = {}
     for group in groups:
         with adapters():
-            images = _draw(components, group, texts, callback)
+            images = _draw(components, group, texts, callback, offload)
         yield from (Picture(request, image) for request, image in zip(group, images, strict=True))
 
 
@@ -100,25 +108,30 @@ def _batches(components: Components, requests: Iterable[Request], batch: int | N
 
 
 @torch.inference_mode()
-def _draw(components: Components, requests: list[Request], texts: Texts, callback: Callback | None) -> list[Image.Image]:
+def _draw(
+    components: Components, requests: list[Request], texts: Texts, callback: Callback | None, offload: torch.device | None
+) -> list[Image.Image]:
     """One batch. `texts` remembers what is encoded already."""
-    hint, guidance = _condition(components, requests, texts)
-    denoise = denoiser(components.unet, components.prediction, hint, guidance, _time_ids(components, requests))
+    device = offload or components.device
+    with hardware.resident(components.text_encoders, offload):
+        hint, guidance = _condition(components, requests, texts, device)
+    denoise = denoiser(components.unet, components.prediction, hint, guidance, _time_ids(components, requests).to(device))
     schedule = uniform(components.alphas_bar, requests[0].steps)
     height, width = (side // components.factor for side in size(components, requests[0]))
     start = noise.initial([r.seed for r in requests], (components.unet.config.in_channels, height, width))
-    with one_timestep(components.unet):
-        latents = euler(denoise, start.to(components.device) * schedule.sigmas[0].item(), schedule, callback)
-    return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
+    with hardware.resident([components.unet], offload), one_timestep(components.unet):
+        latents = euler(denoise, start.to(device) * schedule.sigmas[0].item(), schedule, callback)
+    with hardware.resident([components.vae], offload):
+        return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
 
 
-def _condition(components: Components, requests: list[Request], texts: Texts) -> tuple[Conditioning, Tensor | None]:
+def _condition(components: Components, requests: list[Request], texts: Texts, device: torch.device) -> tuple[Conditioning, Tensor | None]:
     """What the denoiser is told: the embedded prompts (then the negative ones), and the guidance of each picture."""
     guided = requests[0].guidance != 1
     prompts = [(r.prompt, True) for r in requests] + [(r.negative, False) for r in requests if guided]
     for prompt in prompts:  # one by one: an embedding must not depend on its neighbours
         if prompt not in texts:
-            texts[prompt] = _embedded(components, *prompt).to(components.device, components.dtype)
+            texts[prompt] = _embedded(components, *prompt).to(device, components.dtype)
     hint = conditioning.cat(texts[prompt] for prompt in prompts)
     scales = torch.tensor([r.guidance for r in requests], device=hint.context.device).view(-1, 1, 1, 1)
     return hint, scales if guided else None
@@ -133,7 +146,7 @@ def _embedded(components: Components, prompt: str, positive: bool) -> Conditioni
 
 def _time_ids(components: Components, requests: list[Request]) -> Tensor:
     """(n, 6), the sizes that SDXL is told."""
-    return conditioning.time_ids([sizes(components, request) for request in requests], components.device)
+    return conditioning.time_ids([sizes(components, request) for request in requests])
 
 
 def _decode(components: Components, latents: Tensor, request: Request) -> Image.Image:

@@ -41,9 +41,8 @@ class Request:
                 raise SdloraError(f"{name} is {side}; it is a number of pixels")
         for name, pair, least in (("original", self.original, 1), ("crop", self.crop, 0), ("target", self.target, 1)):
             if pair is not None and (len(pair) != 2 or min(pair) < least):
-                raise SdloraError(
-                    f"{name} is {pair}; it is two numbers of pixels, {'top and left' if name == 'crop' else 'height and width'}"
-                )
+                words = "top and left" if name == "crop" else "height and width"
+                raise SdloraError(f"{name} is {pair}; it is two numbers of pixels, {words}")
 
 
 def parse_seeds(text: str) -> list[int]:
