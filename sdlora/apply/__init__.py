@@ -10,7 +10,7 @@ from sdlora.adapter import Adapter
 from sdlora.apply.fuse import fused
 from sdlora.apply.inject import attach, eject, extract, inject, suspended
 from sdlora.apply.stack import Stack, stacked
-from sdlora.apply.targets import TARGETS, select
+from sdlora.apply.targets import TARGETS, Part, plan, select
 from sdlora.errors import SdloraError, nearest
 
 WAYS = {"stacked": stacked, "fused": fused}
@@ -23,4 +23,19 @@ def applied(modules: Mapping[str, nn.Module], weighted: Sequence[tuple[Adapter, 
     return WAYS[how](modules, weighted)
 
 
-__all__ = ["TARGETS", "WAYS", "Stack", "applied", "attach", "eject", "extract", "fused", "inject", "select", "stacked", "suspended"]
+__all__ = [
+    "TARGETS",
+    "WAYS",
+    "Part",
+    "Stack",
+    "applied",
+    "attach",
+    "eject",
+    "extract",
+    "fused",
+    "inject",
+    "plan",
+    "select",
+    "stacked",
+    "suspended",
+]

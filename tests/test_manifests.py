@@ -1,0 +1,93 @@
+"""Every manifest, keys and shapes that another program writes, is read: all its layers, in its dialect, or refused by its kind's name."""
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from skeletons import short
+from torch import Tensor
+
+from sdlora import files
+from sdlora.errors import SdloraError
+from sdlora.files import serialised
+from sdlora.formats import decode
+from sdlora.layers import named_layers
+
+FOLDER = Path(__file__).parent / "manifests"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.txt"))
+REFUSED = [name for name in NAMES if name.startswith("refused-")]
+READ = [name for name in NAMES if name not in REFUSED]
+
+
+@lru_cache
+def manifest(name: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What is said of the file, and random tensors by its keys, shapes and precisions."""
+    first, *rows = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    generator, tensors = torch.Generator().manual_seed(1), {}
+    for row in rows:
+        key, shape, precision = row.rsplit(" ", 2)
+        size = [] if shape == "scalar" else [int(n) for n in shape.split("x")]
+        tensors[key] = torch.randn(size, generator=generator).to(getattr(torch, precision))
+    return json.loads(first), tensors
+
+
+def test_there_are_manifests_of_every_family_and_dialect():
+    said = [manifest(name)[0] for name in READ]
+    assert {facts["family"] for facts in said} == {"sd1", "sd2", "sdxl"}
+    assert {facts["dialect"] for facts in said} == {"kohya", "kohya-sgm", "diffusers+peft", "diffusers-old", "peft", "onetrainer"}
+    assert len(REFUSED) >= 9 and all(facts["tensors"] == len(manifest(name)[1]) for name, facts in zip(READ, said, strict=True))
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_tensor_comes_to_its_layer_and_none_is_left_over(name, tmp_path):
+    facts, tensors = manifest(name)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(serialised(tensors, {}))
+    adapter, report = files.load_reported(path, short(facts["family"]))
+    assert report.dialect == facts["dialect"] and report.unmatched == report.unknown == ()
+    assert len(report.matched) == sum(bool(re.search(r"(down|lora_A)(\.default)?\.weight$", key)) for key in tensors)
+    parts = len({id(t) for update in adapter.layers.values() for t in (update.a, update.b)})
+    alphas = sum(key.endswith(".alpha") for key in tensors)
+    assert parts + alphas + len(report.surplus) == len(tensors)
+
+
+@pytest.mark.parametrize("name", [name for name in READ if manifest(name)[0]["dialect"] in ("kohya", "peft", "diffusers+peft")])
+def test_each_matrix_belongs_to_the_layer_whose_path_is_in_its_key(name):
+    """Independently of the reader: without dots and underscores the layer's path is a part of the key."""
+    tensors = manifest(name)[1]
+    keys = {id(tensor): key for key, tensor in tensors.items()}
+    for layer, update in decode(tensors).layers.items():
+        path = bare(layer.partition(".")[2])
+        assert path in bare(keys[id(update.a)]) and path in bare(keys[id(update.b)])
+
+
+def bare(text: str) -> str:
+    return re.sub(r"[^a-z0-9]|text_model", "", text)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_kinds_are_refused_by_name_with_an_example(name, tmp_path):
+    facts, tensors = manifest(name)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(serialised(tensors, {}))
+    with pytest.raises(SdloraError, match=re.escape(facts["dialect"].removeprefix("!"))) as error:
+        files.read(path)
+    assert "no plain LoRA" in str(error.value) and any(key in str(error.value) for key in tensors)
+
+
+def test_the_onetrainer_manifest_has_an_embedding_that_is_reported(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(serialised(manifest("sdxl-onetrainer")[1], {"ot_branch": "master"}))
+    _, report = files.load_reported(path, short("sdxl"))
+    assert report.embeddings == ("<ink>",) and len(report.surplus) == 2 and report.trainer == "OneTrainer" and report.family == "sdxl"
+
+
+def test_a_manifests_layers_are_all_that_kohyas_trainer_adapts():
+    for family in ("sd1", "sd2", "sdxl"):
+        name = f"{family}-locon"
+        layers = set(decode(manifest(name)[1]).layers)
+        skipped = {layer for layer in named_layers(short(family)) if layer not in layers}
+        assert all(re.search(r"time_embedding|add_embedding|text_projection", layer) for layer in skipped), sorted(skipped)[:5]
