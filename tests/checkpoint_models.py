@@ -22,11 +22,11 @@ def text(config: dict[str, Any], width: int) -> dict[str, Any]:
 def narrow(family: str) -> dict[str, Any]:
     """The family's configurations with every width a fraction of the true one, and all blocks and layers there."""
     settings = copy.deepcopy(configs.packaged(family))
-    settings["unet"] |= {"block_out_channels": [32, 64, 64, 64][: len(settings["unet"]["block_out_channels"])], "sample_size": 8}
+    settings["unet"] |= {"block_out_channels": [32, 64, 128, 128][: len(settings["unet"]["block_out_channels"])], "sample_size": 8}
     settings["unet"]["cross_attention_dim"] = CONTEXT[family]
     if family != "sd1":
-        settings["unet"]["attention_head_dim"] = [1] * len(settings["unet"]["block_out_channels"])
-    settings["vae"] |= {"block_out_channels": [32, 32, 64, 64], "sample_size": 64}
+        settings["unet"]["attention_head_dim"] = [max(1, width // 64) for width in settings["unet"]["block_out_channels"]]
+    settings["vae"] |= {"block_out_channels": [32, 64, 128, 128], "sample_size": 64}
     settings["text_encoder"] = text(settings["text_encoder"], 128 if family == "sd2" else 64)
     if family == "sdxl":
         settings["text_encoder_2"] = text(settings["text_encoder_2"], 128)
