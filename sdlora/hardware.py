@@ -47,9 +47,7 @@ def set_attention(unet: Any, how: str = "auto") -> None:
         if find_spec("xformers") is None:
             raise SdloraError("attention is xformers, which is not installed; pip install xformers, or take attention sdpa")
         if unet.device.type != "cuda":
-            raise SdloraError(
-                f"attention is xformers, which computes on CUDA alone, and the model is on {unet.device}; take attention sdpa"
-            )
+            raise SdloraError(f"attention is xformers, which needs CUDA, and the model is on {unet.device}; take attention sdpa")
         unet.set_attn_processor(processors.XFormersAttnProcessor())
     elif how == "sdpa":
         unet.set_attn_processor(processors.AttnProcessor2_0())
@@ -67,14 +65,20 @@ def resident(modules: Iterable[nn.Module], where: torch.device | None) -> Iterat
     try:
         if where is not None:
             for module, _ in before:
-                module.to(where)
+                _move(module, where)
         yield
     finally:
         for module, home in before:
             if next(module.parameters()).device != home:
-                module.to(home)
+                _move(module, home)
         if where is not None and where.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _move(module: nn.Module, where: torch.device) -> None:
+    """Weights that were moved in inference mode could never be written to again, and a fused adapter is written into them."""
+    with torch.inference_mode(False), torch.no_grad():
+        module.to(where)
 
 
 def release(modules: Iterable[nn.Module]) -> None:

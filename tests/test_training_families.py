@@ -179,8 +179,9 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(config, runni
             for i, p in enumerate(run.parameters):
                 p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
         calls = []
-        blocks = [run.components.unet.mid_block.resnets[0], list(run.components.text_encoders[0].modules())[-1]]
-        handles = [block.register_forward_hook(lambda m, *_, calls=calls: calls.append(m)) for block in blocks]
+        inside = [m for e in run.components.text_encoders for m in e.modules() if type(m).__name__ == "CLIPEncoderLayer"]
+        inside = [layer.layer_norm1 for layer in inside] + [run.components.unet.up_blocks[-1].resnets[0].norm1]
+        handles = [module.register_forward_hook(lambda m, *_, calls=calls: calls.append(m)) for module in inside]
         with checkpointing(run.components, run.config):
             loss = loop.batch_loss(run, first_batch(run))
             loss.backward()
@@ -189,7 +190,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(config, runni
         results.append((loss.detach(), [p.grad for p in run.parameters], len(calls)))
     assert torch.equal(results[0][0], results[1][0])
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
-    assert results[1][2] > results[0][2], "something was computed twice"
+    assert results[1][2] >= 2 * results[0][2] - 1, "what is not kept is computed twice"  # SDXL does not use the very last layer
 
 
 def sha(path: Path) -> str:
