@@ -13,7 +13,7 @@ from torch import Tensor
 from sdlora import files
 from sdlora.errors import SdloraError
 from sdlora.files import serialised
-from sdlora.formats import decode
+from sdlora.formats import decode, split
 from sdlora.layers import named_layers
 
 FOLDER = Path(__file__).parent / "manifests"
@@ -91,3 +91,41 @@ def test_a_manifests_layers_are_all_that_kohyas_trainer_adapts():
         layers = set(decode(manifest(name)[1]).layers)
         skipped = {layer for layer in named_layers(short(family)) if layer not in layers}
         assert all(re.search(r"time_embedding|add_embedding|text_projection", layer) for layer in skipped), sorted(skipped)[:5]
+
+
+SAMPLE = [name for name in READ if name in ("sd1-locon", "sd1-diffusers-old", "sdxl-kohya-sgm", "sdxl-peft", "sdxl-onetrainer")]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_file_that_lost_any_one_matrix_is_refused_with_its_layer(name):
+    tensors = manifest(name)[1]
+    for key in [key for key in tensors if key.endswith(".weight")][::37]:
+        found = split(key)
+        assert found is not None
+        with pytest.raises(SdloraError, match=re.escape(f"{found[0]} has ")):
+            decode({other: tensor for other, tensor in tensors.items() if other != key})
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_file_with_renamed_keys_is_refused(name, tmp_path):
+    """Renamed in part, so that keys fall out as unknown or lose their other half; renamed wholly, so that no layer fits."""
+    facts, tensors = manifest(name)
+    modules = short(facts["family"])
+    last = sorted(tensors)[-1]
+    half = {key.replace("lora", "l0ra") if key == last else key: tensor for key, tensor in tensors.items()}
+    whole = {re.sub(r"(attn|resnets|layers|in_layers)", r"x\1", key): tensor for key, tensor in tensors.items()}
+    for renamed in (half, whole):
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(serialised(renamed, {}))
+        with pytest.raises(SdloraError, match="has .* but no|belong to no layer|do not exist in|is no|cannot"):
+            files.load(path, modules)
+
+
+def test_a_file_in_two_dialects_is_read_where_they_hold_different_layers_and_refused_where_the_same():
+    kohya, peft = manifest("sd1-locon")[1], manifest("sd1-peft")[1]
+    unet = {key: tensor for key, tensor in kohya.items() if key.startswith("lora_unet")}
+    text = {key: tensor for key, tensor in peft.items() if key.startswith("text_encoder.")}
+    both = decode(unet | text)
+    assert both.dialect == "kohya+peft" and len(both.layers) == len(unet) // 3 + len(text) // 2
+    with pytest.raises(SdloraError, match="a file has to hold each layer once"):
+        decode(kohya | text)
