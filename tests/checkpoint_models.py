@@ -1,14 +1,20 @@
 """Base models of the true topology and CLIP's true vocabulary, narrow and with random weights, made with diffusers' own classes."""
 
 import copy
+import functools
+import json
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bases import enliven, save
-from sdlora.checkpoints import configs, tokenizer
-from sdlora.checkpoints.opened import kinds
+from sdlora.checkpoints import build, configs, single, stored, tokenizer
+from sdlora.checkpoints.links import given
+from sdlora.checkpoints.opened import kinds, skeletons
+from sdlora.checkpoints.stored import Stored
 from sdlora.families import FAMILIES
 
 CONTEXT = {"sd1": 64, "sd2": 128, "sdxl": 64 + 128}
@@ -54,3 +60,38 @@ def make(folder: Path, family: str, seed: int = 0, **scheduler: Any) -> Path:
         parts[name] = tokenizer.tokenizer(pad)
     extra = {"force_zeros_for_empty_prompt": True} if family == "sdxl" else {"requires_safety_checker": False}
     return save(folder, facts.pipeline, parts, extra)
+
+
+def hollow_file(path: Path, family: str, change: Callable[[dict], None] = lambda tensors: None, metadata: dict | None = None) -> Path:
+    """The family's published single file, of the true size, after `change` of its tensors, with zeros for weights."""
+    tensors = dict(true_tensors(family))
+    change(tensors)
+    return write_hollow(path, tensors, metadata or {})
+
+
+@functools.cache
+def true_tensors(family: str) -> dict[str, torch.Tensor]:
+    """Key -> tensor on the meta device of the family's published single file, in fp16."""
+    settings, tensors = configs.packaged(family), {}
+    for component, module in skeletons(FAMILIES[family], settings).items():
+        weights = {name: Stored(shape, torch.float16, lambda s=shape: empty(*s)) for name, shape in build.shapes(module).items()}
+        links = single.links_of(FAMILIES[family], component, module, settings[component])
+        tensors |= {key: tensor.read() for key, tensor in given(links, weights).items()}
+    return tensors
+
+
+def empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float16, device="meta")
+
+
+def write_hollow(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+    """A .safetensors of holes: names, shapes and zeros, which takes no room on the disk."""
+    entries, end = {"__metadata__": metadata} if metadata else {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": stored.NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return path
