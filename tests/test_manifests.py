@@ -1,5 +1,6 @@
 """Every manifest, keys and shapes that another program writes, is read: all its layers, in its dialect, or refused by its kind's name."""
 
+import importlib.util
 import json
 import re
 from functools import lru_cache
@@ -14,6 +15,7 @@ from sdlora import files
 from sdlora.errors import SdloraError
 from sdlora.files import serialised
 from sdlora.formats import decode, split
+from sdlora.formats.foreign import kind_of
 from sdlora.layers import named_layers
 
 FOLDER = Path(__file__).parent / "manifests"
@@ -91,6 +93,37 @@ def test_a_manifests_layers_are_all_that_kohyas_trainer_adapts():
         layers = set(decode(manifest(name)[1]).layers)
         skipped = {layer for layer in named_layers(short(family)) if layer not in layers}
         assert all(re.search(r"time_embedding|add_embedding|text_projection", layer) for layer in skipped), sorted(skipped)[:5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd1-peft", "sdxl-diffusers", "sdxl-kohya-sgm", "refused-dora"])
+def test_the_manifests_are_what_the_installed_libraries_write(name):
+    spec = importlib.util.spec_from_file_location("write", FOLDER / "write.py")
+    assert spec and spec.loader
+    write = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(write)
+    family, dialect, make = write.MANIFESTS[name]
+    assert list(write.lines(family, dialect, make())) == (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("unet.x.oft_R.weight", "OFT or BOFT"),
+        ("unet.x.boft_R", "OFT or BOFT"),
+        ("unet.x.lora_magnitude_vector.default.weight", "DoRA"),
+        ("unet.x.vera_lambda_b", "VeRA"),
+        ("unet.x.lora_E", "AdaLoRA"),
+        ("unet.x.lora_B.bias", "LoRA with biases"),
+        ("unet:3:up", "cloneofsimo's LoRA without layer names"),
+        ("lora_unet_x.bm.weight", "GLoRA"),
+        ("model.diffusion_model.input_blocks.0.0.weight", None),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", None),
+        ("first_stage_model.encoder.down.0.block.0.norm1.bias", None),
+    ],
+)
+def test_kinds_of_which_there_is_no_manifest_are_known_by_their_keys_and_models_are_no_kind(key, kind):
+    assert kind_of(key) == kind
 
 
 SAMPLE = [name for name in READ if name in ("sd1-locon", "sd1-diffusers-old", "sdxl-kohya-sgm", "sdxl-peft", "sdxl-onetrainer")]
