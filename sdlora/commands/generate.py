@@ -59,7 +59,9 @@ def generate(
     requests = [generation.Request(text, negative, n, steps, guidance, width, height, record, *sizes) for text in prompts for n in numbers]
     where = hardware.device(device) if offload else None
     folder = atomic.writable_folder(output)
-    found = {"vae": vae, "family": family, "prediction": prediction, "variant": variant}
+    found: dict[str, Any] = {"vae": vae, "family": family, "prediction": prediction, "variant": variant}
+    if base != "emoji":
+        found["say"] = lambda text: typer.echo(text, err=True)
     components = generation.load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload, **found)
     for text in [*prompts, negative]:
         if cut := generation.tokens_cut(components, text):

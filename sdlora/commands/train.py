@@ -44,7 +44,7 @@ def carry_out(config: "TrainConfig", progress: bool = True, components: "Compone
     atomic.writable_folder(config.output)
     prompts = prompts_of(config)
     if components is None and prompts:  # else the training loads the base itself, and lets go of what it has encoded with
-        components = training.session.loaded(config)
+        components = training.session.loaded(config, lambda text: typer.echo(text, err=True))
     draw = sampler(config, components, prompts) if components is not None and prompts else None
     return training.train(config, draw, progress, imagine, components)  # interrupted, it says where it goes on
 

@@ -49,7 +49,7 @@ def train(
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None
-    components = components or loaded(config)
+    components = components or loaded(config, report.say)
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
@@ -71,10 +71,11 @@ def train(
             apply.eject(components.modules)
 
 
-def loaded(config: TrainConfig) -> Components:
-    """The base that `config` names, where and as precisely as it says."""
+def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Components:
+    """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for."""
     where = placement.device(config.device)
-    return models.load(config.base, where, hardware.dtype(placement.precision(config.precision, where)), **config.reading)
+    dtype = hardware.dtype(placement.precision(config.precision, where))
+    return models.load(config.base, where, dtype, say=None if config.base in models.BUILT_IN else say, **config.reading)
 
 
 def unused(run: Run) -> list[nn.Module]:
