@@ -33,7 +33,7 @@ def family_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
             return WIDTHS[shape[1]]
     if any(_NO_UNET.search(name) for name in shapes):
         return TRANSFORMER
-    said = _said(metadata or {})
+    said = header_family(metadata or {})
     if said:
         return said
     return "sd1" if any(_SD.match(name) for name in shapes) else None
@@ -78,7 +78,8 @@ def tags(metadata: Mapping[str, str]) -> list[tuple[str, int]]:
     return sorted(total.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _said(metadata: Mapping[str, str]) -> str | None:
+def header_family(metadata: Mapping[str, str]) -> str | None:
+    """What the header alone says, by kohya's or Stability's word."""
     version, architecture = metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", "")
     for family in FAMILIES.values():
         short = family.versions[0].partition("_base")[0]

@@ -70,6 +70,15 @@ def test_the_norms_are_those_of_the_updates_by_layer_and_by_block(run, file, com
     assert facts["norm"] == pytest.approx(sum(squares.values()) ** 0.5, rel=1e-12)
 
 
+def test_describe_says_where_header_and_layers_contradict_each_other(run, tmp_path):
+    path = tmp_path / "a.safetensors"
+    for said, contradiction in (("sd_v1", True), ("sdxl_base_v1-0", False)):
+        path.write_bytes(files.serialised(manifest("sdxl-kohya-sgm")[1], {"ss_base_model_version": said}))
+        text = run("describe", path)
+        assert "made for Stable Diffusion XL" in text
+        assert ("its header says sd1, its layers sdxl" in text) == contradiction
+
+
 def test_describe_prints_a_table_of_blocks_or_of_layers(run, file):
     facts = json.loads(run("describe", file, "--json"))
     table = run("describe", file)

@@ -86,6 +86,8 @@ def _summary(facts: dict[str, Any]) -> list[str]:
         f"{len(facts['layers'])} layers: {layers}",
         f"rank {_tally(facts['ranks'])}; α {_tally(facts['alphas'])}",
     ]
+    if facts["header_family"] not in (None, facts["family"]):
+        lines.append(f"its header says {facts['header_family']}, its layers {facts['family']}: the layers are right")
     if facts["triggers"]:
         lines.append(f"trigger words: {', '.join(facts['triggers'])}")
     if facts["embeddings"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdlora.adapter import counts, size
 from sdlora.files.reading import read_reported
-from sdlora.origin import tags, title, triggers
+from sdlora.origin import header_family, tags, title, triggers
 
 WITHIN = {"down_blocks": 4, "up_blocks": 4, "mid_block": 3, "text_model": 4}  # how many words of a path name its block
 
@@ -38,6 +38,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "trainer": report.trainer,
         "family": report.family,
         "made_for": title(report.family) if report.family else None,
+        "header_family": header_family(adapter.metadata),
         "components": dict(report.components),
         "ranks": dict(report.ranks),
         "alphas": dict(report.alphas),
