@@ -153,6 +153,10 @@ def _unpickled(path: Path) -> Any:
     import pickle
 
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise SdloraError(f"cannot read {path}: {error.strerror}") from error
+    try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # files from before torch 1.6 cannot be mapped
@@ -162,10 +166,8 @@ def _unpickled(path: Path) -> Any:
             f"{path} holds more than tensors (a pickle can run programs, so only tensors are read), or it is damaged; "
             "convert it to .safetensors with a tool that you trust"
         ) from error
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise SdloraError(f"{path} is damaged: {str(error).strip().splitlines()[0]}") from error
+        raise SdloraError(f"{path} is damaged ({(str(error).strip() or type(error).__name__).splitlines()[0]}); fetch it again") from error
 
 
 def write(path: str | Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str] | None = None) -> None:
