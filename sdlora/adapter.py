@@ -23,6 +23,11 @@ class Update(Protocol):
         """Of ΔW: (out, in) or (out, in, kh, kw)."""
         ...
 
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of ΔW at η = 1."""
+        ...
+
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW in fp32 (or fp64 where the update is fp64), shaped like `weight`; strength η = 1."""
         ...

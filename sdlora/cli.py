@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import typer
 
 from sdlora import __version__
-from sdlora.commands import adapter, benchmark, demo, generate, train
+from sdlora.commands import adapter, base, benchmark, demo, generate, train
 from sdlora.errors import SdloraError
 
-COMMANDS = (train, generate, benchmark, demo, adapter)  # in the order of `sdlora --help`
+COMMANDS = (train, generate, benchmark, demo, adapter, base)  # in the order of `sdlora --help`
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: the first is also what a wrong option gives, the second is the shell's for Ctrl-C
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
+from sdlora.origin import family_of, title
 
 EXAMPLES = 3
 
@@ -16,7 +17,7 @@ def matched(modules: Mapping[str, nn.Module], adapter: Adapter, source: str = "t
     layers = named_layers(modules)
     missing = [name for name in adapter.layers if name not in layers]
     if missing:
-        raise SdloraError(missing_message(source, missing, len(adapter.layers), modules))
+        raise SdloraError(missing_message(source, missing, adapter, modules))
     wrong = [
         f"{name}: {_size(update.shape)} in the adapter, {_size(weight_of(layers[name]).shape)} in the model"
         for name, update in adapter.layers.items()
@@ -24,6 +25,7 @@ def matched(modules: Mapping[str, nn.Module], adapter: Adapter, source: str = "t
     ]
     if wrong:
         raise SdloraError(
+            f"{_other_family(source, adapter, modules)}"
             f"{len(wrong)} of {len(adapter.layers)} layers of {source} have another shape than the model's:\n{_listed(wrong)}\n"
             "The adapter was trained on a base model of another size. Choose the base it was trained on (--base)"
         )
@@ -36,21 +38,35 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight
 
 
-def missing_message(source: str, missing: list[str], total: int, modules: Mapping[str, nn.Module]) -> str:
+def missing_message(source: str, missing: list[str], adapter: Adapter, modules: Mapping[str, nn.Module]) -> str:
     models = " or ".join(type(module).__name__ for module in modules.values())
     return (
-        f"{len(missing)} of {total} layers of {source} do not exist in {models}:\n{_listed(missing)}\n"
-        f"{_reason(missing, total)}. `sdlora adapter describe FILE` shows what the file is made for"
+        f"{_other_family(source, adapter, modules)}"
+        f"{len(missing)} of {len(adapter.layers)} layers of {source} do not exist in {models}:\n{_listed(missing)}\n"
+        f"{_reason(missing, len(adapter.layers))}. `sdlora adapter describe FILE` shows what the file is made for"
     )
 
 
+def base_family(modules: Mapping[str, nn.Module]) -> str | None:
+    """The family of a model, by its layers; None where nothing tells, as of the small built-in base."""
+    return family_of({name: tuple(weight_of(layer).shape) for name, layer in named_layers(modules).items()})
+
+
+def adapter_family(adapter: Adapter) -> str | None:
+    return family_of({name: tuple(update.shape) for name, update in adapter.layers.items()}, adapter.metadata)
+
+
+def _other_family(source: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> str:
+    """The first line of the message where the two are of different families."""
+    theirs, ours = adapter_family(adapter), base_family(modules)
+    small = ours is None and theirs == "sd1"  # the built-in base: SD 1.x by name, and by none of its layers
+    if theirs is None or theirs == ours or small:
+        return ""
+    this = f"this base model is {title(ours)}" if ours else f"this base model is not {title(theirs)}"
+    return f"{source} is an adapter for {title(theirs)}, {this}.\n"
+
+
 def _reason(missing: list[str], total: int) -> str:
-    """Why layers are likely to be missing, judged from their names."""
-    text = " ".join(missing)
-    if any(word in text for word in ("lora_te2_", "text_encoder_2.", "input_blocks_", "output_blocks_")):
-        return "The adapter was trained on SDXL, this model is not an SDXL"
-    if any(word in text for word in ("single_transformer_blocks", "double_blocks", "joint_blocks", "transformer.")):
-        return "The adapter was trained on a diffusion transformer (Flux, SD 3, …), this model has a U-Net"
     if len(missing) == total:
         return "No layer fits: the adapter was trained on another model family"
     return "The adapter was probably trained on another base model, with more layers: choose that one (--base), or pass allow_missing=True"

@@ -1,45 +1,42 @@
-"""A base model's components from disk: the built-in `emoji` or any Stable Diffusion 1.x folder in diffusers' layout."""
+"""A base model's components from disk: the built-in `emoji`, a folder in diffusers' layout, a single file, or a cached Hub id."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdlora.checkpoints import Opened, external, folder, hashes, hub, measure, single, tokenizer
+from sdlora.checkpoints.opened import kinds, skeletons
 from sdlora.errors import SdloraError, nearest
 from sdlora.families import FAMILIES
-from sdlora.schedule import alphas_bar
+from sdlora.schedule import alphas_bar, zero_terminal
 
 BUILT_IN = {"emoji": Path(__file__).parent / "assets" / "emoji"}
-PARTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-WEIGHTS = ("text_encoder", "unet", "vae")
-PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True, eq=False)
 class Components:
     """One base model, frozen and in evaluation mode."""
 
-    name: str  # as the user named it: "emoji" or the folder's name
+    name: str  # "emoji", or the name of the folder or file without its ending
     family: str  # a key of FAMILIES
-    tokenizer: Any
-    text_encoder: Any
+    tokenizers: tuple[Any, ...]  # one per text encoder
+    text_encoders: tuple[Any, ...]  # one, or two for SDXL
     unet: Any
     vae: Any
-    alphas_bar: Tensor  # (1000,) fp32
+    alphas_bar: Tensor  # (1000,) fp32; its last entry is 0 under zero-terminal SNR
     prediction: str  # what the U-Net says: "epsilon" or "v_prediction"
-    hash: str  # sha256 over the weight files
+    hash: str  # sha256 of the single file, or over a folder's weight files; with a VAE of its own, over both
+    zeros_for_empty: bool = False  # without a prompt the U-Net is told zeros and not an encoded "" (SDXL)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What adapters go onto."""
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
+        """What adapters go onto: "unet", "text_encoder" and for SDXL "text_encoder_2"."""
+        names = (name for name, _ in FAMILIES[self.family].text_encoders)
+        return {"unet": self.unet, **dict(zip(names, self.text_encoders, strict=True))}
 
     @property
     def factor(self) -> int:
@@ -60,148 +57,172 @@ class Components:
         return self.unet.dtype
 
 
-def folder_of(base: str | Path) -> Path:
-    """The folder behind a base model's name or path; SdloraError where there is none."""
+def located(base: str | Path) -> Path:
+    """The folder or file behind a base model's name, path or Hub id; SdloraError where there is none."""
     built_in = BUILT_IN.get(str(base))
-    folder = built_in or Path(base)
-    if (folder / "model_index.json").is_file():
-        return folder
+    path = built_in or Path(base).expanduser()
+    if path.is_file() or (path / folder.INDEX).is_file():
+        return path
     if built_in:
         raise SdloraError(f"the built-in base {base} has no weights here; install the package anew, or make them with train/base.py")
-    if folder.is_dir():
-        raise SdloraError(f"{folder} has no model_index.json; a base model is a folder in diffusers' layout (with unet/, vae/, …)")
-    raise SdloraError(f"unknown base model {str(base)!r}: neither a built-in name nor a folder{nearest(str(base), BUILT_IN)}")
+    if path.is_dir():
+        raise SdloraError(f"{path} has no model_index.json; a base model is a folder in diffusers' layout (with unet/, vae/, …) or a file")
+    if path.suffix in single.SUFFIXES:
+        raise SdloraError(f"there is no file {path}")
+    if hub.ID.fullmatch(str(base)):
+        return hub.folder(str(base))
+    raise SdloraError(f"unknown base model {str(base)!r}: neither a built-in name nor a folder or file{nearest(str(base), BUILT_IN)}")
 
 
-def load(base: str | Path = "emoji", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Components:
-    """The components of `base` on `device` in `dtype`, frozen. Nothing is downloaded."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+def opened(
+    base: str | Path,
+    *,
+    family: str | None = None,
+    prediction: str | None = None,
+    vae: str | Path | None = None,
+    variant: str | None = None,
+    config: str | Path | None = None,
+) -> Opened:
+    """What the base model on disk is, nothing read yet; the arguments are those of `load`."""
+    path = located(base)
+    if path.is_dir():
+        if config is not None:
+            raise SdloraError(f"{path} has configurations of its own; `config` is for single files")
+        found = folder.opened(path, family, prediction, variant)
+    elif variant is not None:
+        raise SdloraError(f"{path} is a single file; a variant ({variant}) is of a folder in diffusers' layout")
+    else:
+        found = _single(path, family, prediction, None if config is None else Path(config))
+    return found if vae is None else _with_vae(found, Path(vae))
 
-    folder = folder_of(base)
-    family = _family(folder)
-    bar, prediction = _schedule(folder)
+
+def _single(path: Path, family: str | None, prediction: str | None, config: Path | None) -> Opened:
+    if config is None:
+        return single.opened(path, family, prediction)
+    kind = folder.family_of(config)
+    own = {component: folder.config_of(config / component) for component in kinds(kind)}
+    found = single.opened(path, family, prediction, own)
+    return replace(found, tokenizers=tuple(config / part for part in kind.tokenizers))
+
+
+def _with_vae(base: Opened, path: Path) -> Opened:
+    config, module, weights, files = external.opened(path, base.family)
+    return replace(
+        base,
+        configs={**base.configs, "vae": config},
+        modules={**base.modules, "vae": module},
+        weights={**base.weights, "vae": weights},
+        notes=(*base.notes, f"with the VAE {path}"),
+        vae_files=tuple(files),
+    )
+
+
+def load(
+    base: str | Path = "emoji",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    family: str | None = None,
+    prediction: str | None = None,
+    vae: str | Path | None = None,
+    variant: str | None = None,
+    config: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Components:
+    """The components of `base` on `device` in `dtype`, frozen. Nothing is downloaded.
+
+    `family` (a key of FAMILIES) and `prediction` ("epsilon" or "v_prediction") are found, or as given: a family that the tensors
+    contradict is an error. `vae`: a folder or file with another VAE. `variant`: "fp16" for a folder's files of that name.
+    `config`: a folder in diffusers' layout with configurations and tokenizers for a single file of unusual widths.
+    `say` gets a line that tells what was found.
+    """
+    found = opened(base, family=family, prediction=prediction, vae=vae, variant=variant, config=config)
+    found.check()
+    tokenizers = tuple(_tokenizer(found, i) for i in range(len(found.tokenizers)))
+    text_encoders = tuple(found.loaded(component, device, dtype) for component, _ in found.family.text_encoders)
+    unet = found.loaded("unet", device, dtype)
+    foretold, why = found.prediction.kind, found.prediction.why
+    if foretold is None:
+        foretold, why = _measured(unet, tokenizers[0], text_encoders[0])
+        unet.register_to_config(sample_size=single.packaged(found.family.name, foretold)["unet"]["sample_size"])
+    upcast = found.family.pooled and found.modules["vae"].config.force_upcast
+    autoencoder = found.loaded("vae", device, vae_dtype(dtype, upcast))
+    if say:
+        say("; ".join([f"{found.path.name}: {found.family.title}, predicts {foretold} ({why})", *found.notes]))
+    return Components(
+        str(base) if str(base) in BUILT_IN else found.name,
+        found.family.name,
+        tokenizers,
+        text_encoders,
+        unet,
+        autoencoder,
+        _schedule(found),
+        foretold,
+        _identity(found),
+        found.zeros_for_empty,
+    )
+
+
+def _measured(unet: nn.Module, words: Any, text_encoder: nn.Module) -> tuple[str, str]:
+    """(the prediction type, how it was found) of a loaded U-Net whose file does not tell."""
+    ids = words("", padding="max_length", max_length=words.model_max_length, truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        cosine = measure.alignment(unet, text_encoder(ids.to(text_encoder.device)).last_hidden_state)
+    return measure.prediction(cosine), f"measured: what it says of pure noise has a cosine of {cosine:.2f} with it; --prediction sets it"
+
+
+def _tokenizer(found: Opened, index: int) -> Any:
+    """A folder's tokenizer, or CLIP's from the package, which has to fit the text encoder's table."""
+    source, component = found.tokenizers[index], found.family.text_encoders[index][0]
+    if isinstance(source, str):
+        rows = found.modules[component].config.vocab_size
+        if rows < tokenizer.SIZE:
+            raise SdloraError(
+                f"{found.path}: the {component} knows {rows} tokens, and CLIP's vocabulary has {tokenizer.SIZE}; "
+                "give a folder in diffusers' layout with its tokenizer as config"
+            )
+        return tokenizer.tokenizer(source)
+    from transformers import CLIPTokenizer
+
     try:
-        with _quiet():
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).to(dtype)
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, local_files_only=True)
-            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, local_files_only=True)
-    except Exception as error:  # the libraries raise many kinds for a damaged folder
-        raise SdloraError(f"cannot load the base model in {folder}: {_first_line(error)}") from error
-    for module in (text_encoder, unet, vae):
-        module.to(device).eval().requires_grad_(False)
-    name = str(base) if str(base) in BUILT_IN else folder.resolve().name
-    return Components(name, family, tokenizer, text_encoder, unet, vae, bar, prediction, base_hash(folder))
+        return CLIPTokenizer.from_pretrained(source, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for a damaged folder
+        raise SdloraError(f"cannot load the tokenizer in {source}: {str(error).strip().splitlines()[0]}") from error
+
+
+def vae_dtype(dtype: torch.dtype, upcast: bool) -> torch.dtype:
+    """What the VAE computes in: fp32 instead of fp16 where its config says that its activations overflow (SDXL's do)."""
+    return torch.float32 if dtype == torch.float16 and upcast else dtype
 
 
 def skeleton(base: str | Path = "emoji") -> dict[str, nn.Module]:
-    """The U-Net and the text encoder of `base` without weights (meta device): their layers' names and shapes."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    folder = folder_of(base)
-    _family(folder)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_json(folder / "unet" / "config.json"))
-        text_encoder = CLIPTextModel(CLIPTextConfig(**_json(folder / "text_encoder" / "config.json")))
-    return {"unet": unet, "text_encoder": text_encoder}
+    """The U-Net and the text encoders of `base` without weights (meta device): their layers' names and shapes."""
+    path = located(base)
+    if path.is_file():
+        modules = single.opened(path).modules
+    else:
+        family = folder.family_of(path)
+        modules = skeletons(family, {component: folder.config_of(path / component) for component in kinds(family)})
+    return {component: module for component, module in modules.items() if component != "vae"}
 
 
-@torch.no_grad()
-def encode_text(components: Components, prompts: Sequence[str]) -> Tensor:
-    """(n, 77, width): the text encoder's last hidden states, after its final norm; longer prompts are cut."""
-    tokenizer = components.tokenizer
-    ids = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
-    return components.text_encoder(ids.input_ids.to(components.device)).last_hidden_state
+def base_hash(base: str | Path) -> str:
+    """sha256 of a single file, or over the weight files of a folder in a fixed order; remembered while they stay unchanged."""
+    return _identity(opened(base))
 
 
-@torch.no_grad()
-def encode_image(components: Components, images: Tensor) -> Tensor:
-    """(n, 3, H, W) in [−1, 1] -> (n, 4, H/f, W/f): the posterior's mean, scaled to unit variance."""
-    vae = components.vae
-    return vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
+def _identity(found: Opened) -> str:
+    """What cached latents and texts depend on: the weights of the base and, if it has one of its own, of the VAE."""
+    return hashes.combined([files for files in (found.files, found.vae_files) if files])
 
 
-@torch.no_grad()
-def decode(components: Components, latents: Tensor) -> Tensor:
-    """(n, 4, h, w) scaled latents -> (n, 3, f h, f w), clamped to [−1, 1]."""
-    vae = components.vae
-    return vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.clamp(-1, 1)
-
-
-def base_hash(folder: Path) -> str:
-    """sha256 over the weight files that are loaded, in a fixed order; remembered while they stay unchanged."""
-    files = [path for part in WEIGHTS for path in _weight_files(folder / part)]
-    return _hash(tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files))
-
-
-@lru_cache(maxsize=16)
-def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for name, _, _ in files:
-        with open(name, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """What from_pretrained reads: safetensors before pickles, and no variants (`….fp16.safetensors`)."""
-    for suffix in ("safetensors", "bin"):
-        for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-            files = [*folder.glob(f"{stem}.{suffix}"), *folder.glob(f"{stem}-*-of-*.{suffix}")]
-            if files:
-                return sorted(files)
-    raise SdloraError(f"{folder} has no weights (model.safetensors or diffusion_pytorch_model.safetensors)")
-
-
-def _family(folder: Path) -> str:
-    for part in PARTS:
-        if not (folder / part).is_dir():
-            raise SdloraError(f"the base model {folder} has no folder {part}/; copy the whole model")
-    pipeline = _json(folder / "model_index.json").get("_class_name", "nothing")
-    for family in FAMILIES.values():
-        if family.pipeline == pipeline:
-            return family.name
-    known = ", ".join(f.pipeline for f in FAMILIES.values())
-    raise SdloraError(f"{folder} is a {pipeline}; this version of sdlora knows {known}")
-
-
-def _schedule(folder: Path) -> tuple[Tensor, str]:
-    """ᾱ and the prediction type, from scheduler_config.json."""
-    config = _json(folder / "scheduler" / "scheduler_config.json")
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise SdloraError(f"{folder}: unknown prediction_type {prediction!r}{nearest(prediction, PREDICTIONS)}")
+def _schedule(found: Opened) -> Tensor:
+    """ᾱ of the base's scheduler."""
+    config = found.schedule
     if config.get("trained_betas") is not None:
-        raise SdloraError(f"{folder}: a scheduler with its own list of betas (trained_betas) is not supported")
-    bar = alphas_bar(config["beta_start"], config["beta_end"], config["beta_schedule"], config["num_train_timesteps"])
-    return bar, prediction
-
-
-def _json(path: Path) -> dict[str, Any]:
+        raise SdloraError(f"{found.path}: a scheduler with its own list of betas (trained_betas) is not supported")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror}; the base model's folder is not complete") from error
-    except ValueError as error:
-        raise SdloraError(f"{path} is not valid JSON: {error}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar: a base model loads in a moment, and the terminal is the command's."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        bar = alphas_bar(config["beta_start"], config["beta_end"], config["beta_schedule"], config["num_train_timesteps"])
+    except KeyError as error:
+        raise SdloraError(f"{found.path}: scheduler_config.json does not say {error}; copy the whole model") from None
+    return zero_terminal(bar) if found.prediction.zero_snr else bar

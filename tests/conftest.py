@@ -1,6 +1,5 @@
 """A tiny random base model in diffusers' layout, made with the networks and the tokenizer of the embedded base's recipe."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,8 +10,6 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach for a network
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "train"))  # the recipe's modules, as `python train/base.py` sees them
-
-WORDS = ["a cat face, flat emoji", "a dog, 3d emoji", "a red apple, noto emoji", "a robot, pixel art", "the sun, line drawing"]
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +26,33 @@ def components(tiny_base: Path):
     return models.load(tiny_base)
 
 
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory):
+    """A function kind -> folder of a narrow base of the true topology: "sd1", "sd2", "sd2_v" or "sdxl", each made once."""
+    from functools import cache
+
+    from bases import write
+
+    return cache(lambda kind: write(tmp_path_factory.mktemp(kind) / kind, kind))
+
+
+@pytest.fixture(scope="session")
+def loaded(bases):
+    """A function kind -> the Components of bases(kind). Shared: a test that puts something on it takes it off again."""
+    from functools import cache
+
+    from sdlora import models
+
+    return cache(lambda kind: models.load(bases(kind)))
+
+
 def write_base(folder: Path, seed: int = 0) -> Path:
     from diffusers import DDIMScheduler
 
+    from bases import enliven, save, vocabulary
     from emoji import networks, tokenizer
 
-    notes = folder.parent / "captions.json"
-    notes.write_text(json.dumps([[words] for words in WORDS]))
-    tokenizer.train(notes, folder.parent / "vocabulary")
-    words = tokenizer.load(folder.parent / "vocabulary")
+    words = tokenizer.load(vocabulary(folder.parent / "vocabulary"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet, vae = networks.unet(), networks.vae()
@@ -47,20 +62,7 @@ def write_base(folder: Path, seed: int = 0) -> Path:
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     parts = {"unet": unet, "vae": vae, "text_encoder": text_encoder, "tokenizer": words, "scheduler": scheduler}
-    index: dict[str, object] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
-    for name, part in parts.items():  # the pipeline's own save_pretrained does the same; importing it costs seconds
-        part.save_pretrained(folder / name)
-        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-    (folder / "model_index.json").write_text(json.dumps(index | {"safety_checker": [None, None], "feature_extractor": [None, None]}))
-    return folder
-
-
-@torch.no_grad()
-def enliven(module: torch.nn.Module) -> None:
-    """Noise on everything that starts as zero or one, so that no layer is without effect."""
-    for parameter in module.parameters():
-        if parameter.dim() == 1:
-            parameter += 0.1 * torch.randn(parameter.shape)
+    return save(folder, "StableDiffusionPipeline", parts, {"requires_safety_checker": False})
 
 
 @pytest.fixture
@@ -89,12 +91,14 @@ def random_adapter():
 @pytest.fixture(scope="session")
 def predict():
     """A function components -> the U-Net's output (2, 4, 8, 8) for one fixed noisy latent and two prompts."""
-    from sdlora import models
+    from sdlora import conditioning
+    from sdlora.conditioning import Sizes
 
     @torch.no_grad()
     def run(components) -> torch.Tensor:
-        context = models.encode_text(components, ["a cat face", "a dog"])
+        hint = conditioning.encode_text(components, ["a cat face", "a dog"])
+        ids = conditioning.time_ids([Sizes((64, 64), (0, 0), (64, 64))] * 2)
         x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(5)).to(components.dtype)
-        return components.unet(x, torch.tensor([400, 700]), context).sample
+        return conditioning.predict(components.unet, x, torch.tensor([400, 700]), hint, ids)
 
     return run

@@ -248,7 +248,7 @@ def test_only_the_injected_tensors_learn_and_they_are_single_precision(tiny_base
     assert learning == {id(p) for p in parameters} and len(parameters) == 2 * len(names)
     assert {p.dtype for p in parameters} == {torch.float32}
     x = torch.randn(1, 4, 8, 8, dtype=torch.bfloat16)
-    context = components.text_encoder(torch.zeros(1, 77, dtype=torch.long)).last_hidden_state
+    context = components.text_encoders[0](torch.zeros(1, 77, dtype=torch.long)).last_hidden_state
     components.unet(x, torch.tensor([10]), context).sample.float().square().mean().backward()
     grown = [p for p in parameters if p.grad is not None and p.grad.any()]
     assert len(grown) == len(names)  # B learns; A's gradient is zero as long as B is

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdlora import data, models
+from sdlora import conditioning, data, latents
 from sdlora.captions import contains
 from sdlora.data import Cache, encode, pictures
 from sdlora.data.encode import embeddings
@@ -119,11 +119,11 @@ def test_nothing_is_encoded_twice(folder, components, tmp_path_factory, monkeypa
     def fail(*args):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(models, "encode_image", fail)
-    monkeypatch.setattr(models, "encode_text", fail)
+    monkeypatch.setattr(latents, "encode_image", fail)
+    monkeypatch.setattr(conditioning, "encode_text", fail)
     second = Cache(place)
     assert torch.equal(encode(data.scan(folder), components, 64, second, flip=True).latents, one.latents)
-    assert torch.equal(embeddings([e.caption for e in found], components, second), texts)
+    assert torch.equal(embeddings([e.caption for e in found], components, second).context, texts.context)
     assert second.made == 0
 
 
@@ -146,9 +146,9 @@ def test_what_changed_is_encoded_anew_and_only_that(folder, components, tmp_path
     (folder / "0.txt").rename(folder / "9.txt")
     assert made() == 0
     assert made(32) == 3
-    damaged = sorted(place.glob("*.safetensors"))[0]
-    damaged.write_bytes(b"x")
-    assert made() + made(32) == 1
+    for damaged in place.glob("*.safetensors"):
+        damaged.write_bytes(b"x")
+    assert made() == 6 and made(32) == 3
 
 
 def test_the_mirrored_view_is_the_latent_of_the_mirrored_picture(folder, components):
@@ -156,6 +156,6 @@ def test_the_mirrored_view_is_the_latent_of_the_mirrored_picture(folder, compone
 
     whole = encode(data.scan(folder), components, 64, Cache(), flip=True)
     picture = ImageOps.mirror(pictures.square(pictures.read(folder / "0.png"), 64))
-    expected = models.encode_image(components, pictures.to_tensor(picture)[None])[0]
+    expected = latents.encode_image(components, pictures.to_tensor(picture)[None])[0]
     torch.testing.assert_close(whole.latents[0, 1], expected)
     assert not torch.equal(whole.latents[0, 0], whole.latents[0, 1])

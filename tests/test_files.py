@@ -1,6 +1,7 @@
 """Laws of adapter files: strict to read, atomic and deterministic to write, and what others make of them."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -10,15 +11,19 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from skeletons import true_size
 
 from sdlora import files
 from sdlora.adapter import Adapter
-from sdlora.apply import stacked
+from sdlora.apply import select, stacked
 from sdlora.errors import SdloraError
+from sdlora.families import FAMILIES
 from sdlora.kinds.lora import Lora
+from sdlora.layers import named_layers
 
-EVERYTHING = ("attention", "feed_forward", "projections", "convolutions", "text_attention", "text_mlp")
-FORMATS = ("kohya", "peft")
+LINEAR = ("attention", "feed_forward", "projections", "text_attention", "text_mlp")
+EVERYTHING = (*LINEAR, "convolutions", "shortcuts", "time_projections")
+FORMATS = ("kohya", "diffusers", "peft")
 
 
 @pytest.fixture
@@ -48,7 +53,8 @@ def test_load_gives_back_what_was_saved_without_being_told_the_format(components
 @pytest.mark.slow
 def test_the_same_adapter_gives_the_same_bytes_in_every_process(adapter, tmp_path):
     paths = {format: files.save(adapter, tmp_path / format, format) for format in FORMATS}
-    again = "import sys; from sdlora.files import read, save; [save(read(sys.argv[1]), f'{sys.argv[2]}/{f}', f) for f in ('kohya', 'peft')]"
+    again = "import sys; from sdlora.files import read, save; from sdlora.formats import FORMATS\n"
+    again += "for f in FORMATS: save(read(sys.argv[1]), f'{sys.argv[2]}/{f}', f)"
     for seed in ("1", "2"):
         command = [sys.executable, "-c", again, str(paths["peft"]), str(tmp_path / seed)]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
@@ -108,10 +114,9 @@ def test_the_other_formats_header_does_not_stay_behind(adapter, components, tmp_
 def test_stock_diffusers_reads_the_file_and_computes_the_same(components, tiny_base, random_adapter, predict, tmp_path, format):
     from diffusers import StableDiffusionPipeline
 
-    targets = ("attention", "feed_forward", "projections", "text_attention", "text_mlp")
-    mixed = format == "peft"  # diffusers 0.42 takes kohya files of one α per component only
+    mixed = format != "kohya"  # diffusers 0.42 takes kohya files of one α per component only
     rank, alpha = (lambda i: 2 + i % 3, lambda i: 1.5 + i % 2) if mixed else (4, 3.0)
-    adapter = random_adapter(components.modules, targets, rank=rank, alpha=alpha)
+    adapter = random_adapter(components.modules, LINEAR, rank=rank, alpha=alpha)
     path = files.save(adapter, tmp_path / "a.safetensors", format)
     before = predict(components)
     with stacked(components.modules, [(files.load(path, components.modules), 1.0)]):
@@ -140,13 +145,85 @@ def test_a_file_of_another_model_is_refused_with_numbers_examples_and_a_reason(c
     assert files.load(path, components.modules, allow_missing=True).layers.keys() == some.keys()
 
 
-def test_an_sdxl_file_is_called_one(components, tmp_path):
-    names = ["lora_unet_input_blocks_4_1_proj_in", "lora_te2_text_model_encoder_layers_0_mlp_fc1"]
-    tensors = {f"{n}.lora_{end}.weight": torch.ones(2, 2) for n in names for end in ("up", "down")}
-    safetensors.torch.save_file(tensors, tmp_path / "xl.safetensors")
-    for allow_missing in (False, True):  # nothing fits: that is never a choice of the user's
-        with pytest.raises(SdloraError, match="(?s)2 of 2 layers.*trained on SDXL"):
-            files.load(tmp_path / "xl.safetensors", components.modules, allow_missing=allow_missing)
+def of_family(family: str, targets=("attention",)) -> Adapter:
+    """Zeros of rank 1 in the shapes of the true family."""
+    modules = true_size(family)
+    layers = named_layers(modules)
+
+    def zeros(shape) -> Lora:
+        out, *rest = shape
+        return Lora(torch.zeros(1, *rest), torch.zeros(out, 1, *(1 for _ in rest[1:])), 1.0)
+
+    return Adapter({name: zeros(layers[name].weight.shape) for name in select(modules, targets)})
+
+
+@pytest.mark.parametrize(("adapter", "base"), list(itertools.permutations(("sd1", "sd2", "sdxl"), 2)))
+def test_an_adapter_on_a_base_of_another_family_is_told_both_families(tmp_path, adapter, base):
+    for format in FORMATS:
+        path = files.save(of_family(adapter), tmp_path / f"{format}.safetensors", format)
+        for allow_missing in (False, True):  # that is never a choice of the user's
+            with pytest.raises(SdloraError) as error:
+                files.load(path, true_size(base), allow_missing=allow_missing)
+            first = str(error.value).splitlines()[0]
+            assert first == f"{path} is an adapter for {FAMILIES[adapter].title}, this base model is {FAMILIES[base].title}."
+
+
+def test_an_sdxl_file_and_one_for_a_transformer_are_called_so_on_the_small_base(components, tmp_path):
+    path = files.save(of_family("sdxl"), tmp_path / "xl.safetensors")
+    with pytest.raises(SdloraError, match="is an adapter for Stable Diffusion XL, this base model is not Stable Diffusion XL"):
+        files.load(path, components.modules)
+    flux = {f"lora_unet_double_blocks_0_img_attn_proj.lora_{end}.weight": torch.ones(2, 2) for end in ("up", "down")}
+    safetensors.torch.save_file(flux, tmp_path / "flux.safetensors")
+    with pytest.raises(SdloraError, match="is an adapter for a diffusion transformer"):
+        files.load(tmp_path / "flux.safetensors", components.modules)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_the_report_has_components_ranks_alphas_dialect_family_and_what_fits(family, tmp_path):
+    layers = dict(list(of_family(family, ("attention", "text_mlp")).layers.items()))
+    layers["unet.down_blocks.9.proj_in"] = Lora(torch.ones(3, 5), torch.ones(7, 3), 2.0)
+    path = files.save(Adapter(layers, {"ss_network_module": "networks.lora"}), tmp_path / "a.safetensors", "peft")
+    tensors = safetensors.torch.load(path.read_bytes()) | {"emb_params": torch.ones(1)}
+    path.write_bytes(files.serialised(tensors, files.read_metadata(path)))
+    with pytest.raises(SdloraError, match="1 of .* layers"):
+        files.load(path, true_size(family))
+    adapter, report = files.load_reported(path, true_size(family), allow_missing=True)
+    attention, text = (560, 24) if family == "sdxl" else (128, 24 if family == "sd1" else 46)
+    assert report.components == {"text_encoder": text, "unet": attention + 1}
+    assert report.ranks == {1: attention + text, 3: 1} and report.alphas == {1.0: attention + text, 2.0: 1}
+    assert report.unmatched == ("unet.down_blocks.9.proj_in",) and len(report.matched) == attention + text == len(adapter.layers)
+    assert (report.dialect, report.family, report.trainer, report.unknown) == ("peft", family, "kohya's sd-scripts", ("emb_params",))
+    assert json.loads(json.dumps(report.facts()))["components"] == dict(report.components)
+
+
+def test_tensors_of_unknown_meaning_are_refused_unless_parts_may_be_missing(adapter, components, tmp_path):
+    path = files.save(adapter, tmp_path / "a.safetensors")
+    path.write_bytes(files.serialised(safetensors.torch.load(path.read_bytes()) | {"emb_params": torch.ones(1)}, {}))
+    with pytest.raises(SdloraError, match="1 of its tensors belong to no layer of a LoRA, for example emb_params"):
+        files.load(path, components.modules)
+    assert equal(files.load(path, components.modules, allow_missing=True), adapter)
+
+
+def test_alpha_is_read_from_the_config_beside_pefts_own_file(components, tmp_path):
+    """The folder that PEFT's save_pretrained writes, read with ΔW as PEFT merges it."""
+    from copy import deepcopy
+
+    from peft import LoraConfig, get_peft_model
+
+    unet = components.unet
+    layers = r".*(attn1\.to_q|mid_block.*proj_in)"
+    model = get_peft_model(deepcopy(unet), LoraConfig(r=4, lora_alpha=3, alpha_pattern={"proj_in": 5}, target_modules=layers))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path)
+    adapter = files.load(tmp_path / "adapter_model.safetensors", components.modules)
+    merged, plain = named_layers({"unet": model.merge_and_unload()}), named_layers({"unet": unet})
+    assert len(adapter.layers) == sum(name.endswith("attn1.to_q") for name in plain) + 1
+    assert {update.alpha for update in adapter.layers.values()} == {3.0, 5.0}
+    for name, update in adapter.layers.items():
+        theirs = merged[name].weight - plain[name].weight
+        torch.testing.assert_close(update.delta(plain[name].weight), theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_layers_of_another_shape_are_refused(components, adapter, tmp_path):
@@ -187,8 +264,6 @@ def test_broken_files_are_one_clear_error(components, adapter, tmp_path):
         if content is not None:
             path.write_bytes(content)
         for reader in (lambda p: files.load(p, components.modules), files.read, files.format_of):
-            if name == "odd shapes" and reader is files.format_of:
-                continue  # the names alone are in order
             with pytest.raises(SdloraError, match=message) as error:
                 reader(path)
             assert str(path) in str(error.value)

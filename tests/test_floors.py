@@ -8,11 +8,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sdlora"
 FLOORS = (  # by the first name below sdlora; a new module has to be given its place here
     {"errors", "atomic", "config", "families"},
-    {"layers", "schedule", "captions", "images", "sheet", "strength", "prompts"},
+    {"layers", "schedule", "captions", "images", "sheet", "origin", "strength", "prompts"},
     {"adapter", "loss"},
     {"kinds", "matching"},
-    {"formats"},
-    {"models", "files", "apply"},
+    {"formats", "checkpoints"},
+    {"models", "hardware", "conditioning", "latents", "files", "apply"},
     {"data"},
     {"training", "generation"},
     {"benchmark", "demo"},

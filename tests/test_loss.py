@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdlora.loss import denoising_loss, min_snr_weight, noised, squared_error
+from sdlora.loss import denoising_loss, min_snr_weight, noised, squared_error, target
 from sdlora.schedule import alphas_bar
 
 
@@ -39,3 +39,35 @@ def test_min_snr_in_its_limits():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_the_loss_is_in_fp32_whatever_the_prediction_is_in(dtype):
     assert squared_error(torch.ones(2, 3, dtype=dtype), torch.zeros(2, 3)).dtype == torch.float32
+
+
+def test_the_target_of_v_is_what_diffusers_trains_on():
+    from diffusers import DDPMScheduler
+
+    g = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(5, 4, 8, 8, generator=g) for _ in range(2))
+    t = torch.tensor([0, 10, 500, 998, 999])
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").get_velocity(x, noise, t)
+    torch.testing.assert_close(target(x, noise, alphas_bar()[t], "v_prediction"), theirs, rtol=1e-6, atol=1e-6)
+    assert target(x, noise, alphas_bar()[t]) is noise
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 1e9])
+def test_min_snr_weighs_an_error_of_the_picture_alike_in_both_forms(gamma):
+    """One estimate of x₀, said once as ε and once as v: the same weighted loss, min(SNR, γ) times the error of x₀ (fp64)."""
+    g = torch.Generator().manual_seed(0)
+    x, guess, noise = (torch.randn(6, 4, 8, 8, generator=g, dtype=torch.float64) for _ in range(3))
+    bar = alphas_bar().double()[torch.tensor([0, 10, 200, 500, 800, 999])]
+    wide = bar.view(-1, 1, 1, 1)
+    noisy = noised(x, noise, bar)
+    said = {"epsilon": (noisy - wide.sqrt() * guess) / (1 - wide).sqrt(), "v_prediction": (wide.sqrt() * noisy - guess) / (1 - wide).sqrt()}
+    expected = (bar / (1 - bar)).clamp(max=gamma) * (guess - x).square().flatten(1).mean(1)
+    for prediction, output in said.items():
+        loss = denoising_loss(output, target(x, noise, bar, prediction), bar, gamma, prediction)
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+
+
+def test_min_snr_of_pure_noise_is_finite_in_the_v_form():
+    weight = min_snr_weight(torch.tensor([0.0, 0.5]), 5.0, "v_prediction")
+    assert torch.equal(weight, torch.tensor([0.0, 0.5]))
+    assert torch.equal(min_snr_weight(torch.tensor([0.0]), 0.0, "v_prediction"), torch.ones(1)), "0 is off"

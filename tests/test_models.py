@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sdlora import models
+from sdlora import conditioning, latents, models
 from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
 from sdlora.schedule import alphas_bar
@@ -33,25 +33,25 @@ def test_an_unknown_schedule_names_the_valid_ones():
 
 def test_latents_are_a_quarter_of_the_pixels_and_text_is_77_tokens(components):
     images = torch.rand(2, 3, 64, 32) * 2 - 1
-    latents = models.encode_image(components, images)
-    assert latents.shape == (2, 4, 16, 8) and (components.factor, components.size) == (4, 64)
-    decoded = models.decode(components, latents)
+    latent = latents.encode_image(components, images)
+    assert latent.shape == (2, 4, 16, 8) and (components.factor, components.size) == (4, 64)
+    decoded = latents.decode(components, latent)
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
-    context = models.encode_text(components, ["a cat", "a dog " * 100])
-    assert context.shape == (2, 77, 128)
-    torch.testing.assert_close(context[:1], models.encode_text(components, ["a cat"]))
+    hint = conditioning.encode_text(components, ["a cat", "a dog " * 100])
+    assert hint.context.shape == (2, 77, 128) and hint.pooled is None
+    torch.testing.assert_close(hint[:1].context, conditioning.encode_text(components, ["a cat"]).context)
 
 
 def test_latents_are_scaled_by_the_configs_factor(components):
     images = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         mean = components.vae.encode(images).latent_dist.mean
-    torch.testing.assert_close(models.encode_image(components, images), mean * components.vae.config.scaling_factor)
+    torch.testing.assert_close(latents.encode_image(components, images), mean * components.vae.config.scaling_factor)
 
 
 def test_the_components_are_frozen_and_in_the_wanted_precision(tiny_base):
     components = models.load(tiny_base, dtype=torch.bfloat16)
-    for module in (components.unet, components.text_encoder, components.vae):
+    for module in (components.unet, *components.text_encoders, components.vae):
         assert not module.training and not any(p.requires_grad for p in module.parameters())
         assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
     assert components.dtype == torch.bfloat16 and components.device.type == "cpu"
@@ -87,9 +87,9 @@ def change_json(path, **changes):
     "damage, message",
     [
         (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
-        (lambda f: change_json(f / "model_index.json", _class_name="StableDiffusionXLPipeline"), "is a StableDiffusionXLPipeline"),
+        (lambda f: change_json(f / "model_index.json", _class_name="FluxPipeline"), "is a FluxPipeline"),
         (lambda f: shutil.rmtree(f / "vae"), "has no folder vae/"),
-        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "cannot load the base model"),
+        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "is cut off or not a safetensors file"),
         (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "cannot read .*scheduler_config.json"),
         (lambda f: (f / "scheduler" / "scheduler_config.json").write_text("{"), "is not valid JSON"),
         (lambda f: change_json(f / "scheduler" / "scheduler_config.json", prediction_type="sample"), "unknown prediction_type 'sample'"),
@@ -115,3 +115,31 @@ def test_every_public_name_is_there():
     assert set(sdlora.__all__) <= set(dir(sdlora))
     with pytest.raises(AttributeError):
         sdlora.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "kind, family, prediction", [("sd1", "sd1", "epsilon"), ("sd2_v", "sd2", "v_prediction"), ("sdxl", "sdxl", "epsilon")]
+)
+def test_the_family_is_found_and_all_its_parts_are_loaded(bases, loaded, kind, family, prediction):
+    components = loaded(kind)
+    assert (components.family, components.prediction, components.factor) == (family, prediction, 8)
+    encoders = ["text_encoder", "text_encoder_2"] if family == "sdxl" else ["text_encoder"]
+    assert list(components.modules) == ["unet", *encoders] == list(models.skeleton(bases(kind)))
+    assert len(components.tokenizers) == len(components.text_encoders) == len(encoders)
+    whole, skeleton = named_layers(components.modules), named_layers(models.skeleton(bases(kind)))
+    assert {name: layer.weight.shape for name, layer in skeleton.items()} == {name: layer.weight.shape for name, layer in whole.items()}
+
+
+def test_zero_terminal_snr_is_diffusers_own_and_contradicts_epsilon(bases, tmp_path):
+    from diffusers.schedulers.scheduling_euler_discrete import rescale_zero_terminal_snr
+
+    folder = shutil.copytree(bases("sd2_v"), tmp_path / "base")
+    change_json(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
+    bar, plain = models.load(folder).alphas_bar, models.load(bases("sd2_v")).alphas_bar
+    betas = 1 - plain.double() / torch.cat([torch.ones(1).double(), plain[:-1].double()])
+    theirs = (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
+    torch.testing.assert_close(bar.double(), theirs, rtol=0, atol=1e-6)
+    assert bar[-1] == 0 and bar[0] == pytest.approx(plain[0].item(), rel=1e-6)
+    change_json(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    with pytest.raises(SdloraError, match="rescale_betas_zero_snr contradicts prediction_type epsilon"):
+        models.load(folder)

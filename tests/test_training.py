@@ -8,11 +8,14 @@ import torch
 from PIL import Image
 
 from sdlora import apply, files, models, training
+from sdlora.conditioning import Sizes
 from sdlora.data import Encoded
 from sdlora.errors import SdloraError
 from sdlora.training import TrainConfig, batches, draws, loop, planning, run, schedule, session
 from sdlora.training.batches import Source
 from sdlora.training.layout import Layout
+
+WHOLE = Sizes((64, 64), (0, 0), (64, 64))
 
 
 @pytest.fixture
@@ -101,10 +104,10 @@ def test_the_learning_rate_warms_up_and_falls_as_asked(config):
 
 
 def test_dropped_captions_and_mirrored_views_have_their_share(config):
-    data = Encoded(torch.zeros(2, 2, 1, 1, 1) + torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1), ("a", "b"))
+    data = Encoded(torch.zeros(2, 2, 1, 1, 1) + torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1), ("a", "b"), (WHOLE, WHOLE))
     settings = config(caption_dropout=0.25, batch_size=100)
     parts = [batches.batches([Source("images", data, 100, 1.0)], settings, step, 1000)[0] for step in range(10)]
-    dropped = sum(caption == "" for part in parts for caption in part.captions) / 1000
+    dropped = sum(caption is None for part in parts for caption in part.captions) / 1000
     mirrored = torch.cat([part.latents for part in parts]).mean().item()
     assert abs(dropped - 0.25) < 0.06 and abs(mirrored - 0.5) < 0.07
 
@@ -145,18 +148,19 @@ def test_bf16_gradients_with_the_classic_attention_point_the_same_way(config, ru
     randomise(r)
     exact = gradients(r)
     object.__setattr__(r.config, "precision", "bf16")
-    with placement.prepared(components, "bf16"):
+    with placement.prepared(components, r.config):
         rough = gradients(r)
     assert torch.nn.functional.cosine_similarity(exact, rough, dim=0) > 0.995
     assert (rough.norm() / exact.norm()).item() == pytest.approx(1, abs=0.03)
 
 
-def test_preparing_for_speed_leaves_no_trace(components, predict):
+def test_preparing_for_speed_leaves_no_trace(config, components, predict):
     from sdlora.training import placement
 
     before = predict(components)
-    with placement.prepared(components, "bf16"):
-        pass
+    with placement.prepared(components, config(precision="bf16", vae_tiling=True)):
+        assert components.vae.use_tiling
+    assert not components.vae.use_tiling
     assert torch.equal(predict(components), before)
 
 
@@ -199,12 +203,14 @@ def test_embeddings_made_anew_equal_the_cached_ones(components):
     from sdlora.data import Cache
     from sdlora.training import text
 
-    captions = ["a cat", "", "a dog, 3d emoji", "a cat"]
-    torch.testing.assert_close(text.encoded(captions, components)(captions), text.cached(captions, components, Cache())(captions))
+    captions = ["a cat", "", None, "a dog, 3d emoji", "a cat"]
+    known = [caption for caption in captions if caption is not None]
+    anew, kept = text.encoded(known, components)(captions), text.cached(known, components, Cache())(captions)
+    torch.testing.assert_close(anew.context, kept.context)
 
 
 def test_the_prior_weighs_as_much_as_it_should(config):
-    data = Encoded(torch.zeros(2, 1, 1, 1, 1), ("a", "b"))
+    data = Encoded(torch.zeros(2, 1, 1, 1, 1), ("a", "b"), (WHOLE, WHOLE))
     parts = batches.batches([Source("images", data, 4, 1.0), Source("prior", data, 2, 0.5)], config(batch_size=4, accumulate=3), 0, 1000)
     weights = torch.stack([part.weights for part in parts])
     assert weights.shape == (3, 6)

@@ -11,7 +11,7 @@ from sdlora.apply.constant import constant, cross_attention
 from sdlora.apply.fuse import fused
 from sdlora.apply.inject import attach, eject, extract, inject, suspended
 from sdlora.apply.stack import Stack, stacked
-from sdlora.apply.targets import TARGETS, select
+from sdlora.apply.targets import TARGETS, Part, plan, select
 from sdlora.errors import SdloraError, nearest
 
 WAYS = {"stacked": stacked, "fused": fused}
@@ -27,6 +27,7 @@ def applied(modules: Mapping[str, nn.Module], weighted: Sequence[tuple[Adapter, 
 __all__ = [
     "TARGETS",
     "WAYS",
+    "Part",
     "Stack",
     "applied",
     "attach",
@@ -36,6 +37,7 @@ __all__ = [
     "extract",
     "fused",
     "inject",
+    "plan",
     "select",
     "stacked",
     "suspended",

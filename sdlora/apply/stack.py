@@ -34,10 +34,17 @@ class Joined:
         self.strengths = torch.empty(0)  # (Σr,) or (batch, Σr), fp32: a part of the Stack's vector
         self.active = False
 
+    def come_to(self, device: torch.device) -> None:
+        """The layer may have moved since it was stacked upon."""
+        if self.a.device != device:
+            self.a, self.b = self.a.to(device), self.b.to(device)
+
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not self.active:  # η = 0 is the base, bit for bit
             return output
-        x, s = inputs[0], self.strengths
+        x = inputs[0]
+        self.come_to(x.device)
+        s = self.strengths.to(x.device)  # a part of the Stack's vector, so that itself it stays where that is
         if isinstance(layer, nn.Conv2d):
             s = s.view(*s.shape, 1, 1)  # (n, Σr, h, w) has its channels second
         elif s.dim() == 2:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sdlora.adapter import Adapter
+    from rich.table import Table
 
 commands = typer.Typer(help="Look into adapter files and translate them.", no_args_is_help=True)
+SHOWN = 100  # characters of a header's entry in the table
 
 
 def register(app: typer.Typer) -> None:
@@ -18,97 +19,121 @@ def register(app: typer.Typer) -> None:
 @commands.command()
 def describe(
     file: Annotated[Path, typer.Argument(help="An adapter, .safetensors.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, with every layer, instead of a table.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="A row for every layer instead of every block.")] = False,
 ) -> None:
-    """Layers, ranks and parameters of FILE, beside those of the full matrices; and what its header says.
+    """What FILE is made for and by whom; its ranks, parameters and norms by block; its trigger words and header.
 
     Example: sdlora adapter describe style.safetensors
     """
-    from sdlora import files
+    from sdlora.files import describe
 
-    adapter = files.read(file)
-    facts = _facts(adapter, files.format_of(file))
+    facts = describe(file)
     if json:
         from json import dumps
 
         typer.echo(dumps(facts, indent=2, ensure_ascii=False))
     else:
-        _print(file, facts)
+        _print(facts, layers)
 
 
 @commands.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An adapter in either format.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An adapter in any dialect.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
-    format: Annotated[str, typer.Option(help="kohya (A1111, ComfyUI, Forge) or peft (diffusers).")],
+    format: Annotated[str, typer.Option(help="kohya (A1111, ComfyUI, Forge), diffusers, or peft (diffusers today).")],
     base: Annotated[
         str | None,
-        typer.Option(help="Base model, a name or a folder: kohya's layer names can only be read with it. Default: the file's own."),
+        typer.Option(help="Base model to hold the adapter against: every layer has to fit, and 1 × 1 convolutions get its shape."),
     ] = None,
 ) -> None:
     """Write the adapter IN as OUT in another format, without loss.
 
     Example: sdlora adapter convert style.safetensors style-peft.safetensors --format peft
     """
-    from sdlora import files
-
-    adapter = _named(source, base)
-    files.save(adapter, target, format)
-    typer.echo(f"{target}: {len(adapter.layers)} layers, {format}")
-
-
-def _named(source: Path, base: str | None) -> "Adapter":
-    """The adapter with dotted layer names. Only kohya's keys need the base model for that, and only its configuration."""
     from sdlora import files, models
+    from sdlora.errors import SdloraError
 
-    if files.format_of(source) == "peft":
-        return files.read(source)
-    base = base or files.read_metadata(source).get("sdlora.base") or "emoji"
-    return files.load(source, models.skeleton(base))
-
-
-def _facts(adapter: "Adapter", format: str) -> dict[str, Any]:
-    from sdlora.adapter import counts
-
-    layers = counts(adapter)
-    full = sum(layer.full for layer in layers)
-    return {
-        "format": format,
-        "layers": [
-            {
-                "name": layer.name,
-                "shape": list(layer.shape),
-                "rank": layer.rank,
-                "alpha": layer.alpha,
-                "parameters": layer.parameters,
-                "full": layer.full,
-                "ratio": layer.ratio,
-            }
-            for layer in layers
-        ],
-        "parameters": adapter.parameters,
-        "full": full,
-        "ratio": adapter.parameters / full,
-        "metadata": dict(sorted(adapter.metadata.items())),
-    }
+    adapter, report = files.read_reported(source)
+    if base is not None:
+        adapter, report = files.load_reported(source, models.skeleton(base))
+    if report.unknown:
+        raise SdloraError(
+            f"{source}: {len(report.unknown)} tensors would be lost, for example {report.unknown[0]}; they are no part of a LoRA"
+        )
+    files.save(adapter, target, format)
+    typer.echo(f"{target}: {len(adapter.layers)} layers, from {report.dialect} to {format}")
+    for word in report.embeddings:
+        typer.echo(f"left out: the embedding of {word!r}, which no format but OneTrainer's holds")
 
 
-def _print(file: Path, facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any], layers: bool) -> None:
     from rich.console import Console
+
+    console = Console()
+    for line in _summary(facts):
+        console.print(line, markup=False, highlight=False)
+    console.print(_layers(facts) if layers else _blocks(facts))
+    for key, value in facts["metadata"].items():
+        console.print(f"{key}: {value if len(value) <= SHOWN else value[:SHOWN] + '…'}", markup=False, highlight=False)
+
+
+def _summary(facts: dict[str, Any]) -> list[str]:
+    layers = ", ".join(f"{component} {number}" for component, number in facts["components"].items())
+    lines = [
+        f"{facts['file']}: {facts['kind']} in {facts['dialect']}'s keys, {', '.join(facts['precisions'])}",
+        f"made for {facts['made_for'] or 'a model that it does not tell'} by {facts['trainer'] or 'a program that it does not tell'}",
+        f"{len(facts['layers'])} layers: {layers}",
+        f"rank {_tally(facts['ranks'])}; α {_tally(facts['alphas'])}",
+    ]
+    if facts["header_family"] not in (None, facts["family"]):
+        lines.append(f"its header says {facts['header_family']}, its layers {facts['family']}: the layers are right")
+    if facts["triggers"]:
+        lines.append(f"trigger words: {', '.join(facts['triggers'])}")
+    if facts["embeddings"]:
+        lines.append(f"bundled embeddings, which are not used: {', '.join(facts['embeddings'])}")
+    if facts["unknown"]:
+        lines.append(
+            f"{len(facts['unknown'])} tensors of no layer: {', '.join(facts['unknown'][:3])}{' …' if len(facts['unknown']) > 3 else ''}"
+        )
+    return lines
+
+
+def _tally(counted: dict[float, int]) -> str:
+    """`8`, or where there are several `4 (64 layers), 8 (128 layers)`."""
+    if len(counted) == 1:
+        return f"{next(iter(counted)):g}"
+    return ", ".join(f"{value:g} ({number} layers)" for value, number in counted.items())
+
+
+def _table(*columns: str) -> "Table":
     from rich.table import Table
 
-    table = Table("layer", "weight", "rank", "α", "parameters", "full", "ratio", title=f"{file} ({facts['format']})")
+    table = Table(*columns)
     for column in table.columns[1:]:
         column.justify = "right"
+    return table
+
+
+def _blocks(facts: dict[str, Any]) -> "Table":
+    table = _table("block", "layers", "rank", "parameters", "‖ΔW‖")
+    for block in facts["blocks"]:
+        ranks = ", ".join(map(str, block["ranks"]))
+        table.add_row(block["name"], str(block["layers"]), ranks, f"{block['parameters']:,}", f"{block['norm']:.4g}")
+    table.add_section()
+    table.add_row("all", str(len(facts["layers"])), "", f"{facts['parameters']:,} ({facts['ratio']:.2%})", f"{facts['norm']:.4g}")
+    return table
+
+
+def _layers(facts: dict[str, Any]) -> "Table":
+    table = _table("layer", "weight", "rank", "α", "parameters", "full", "ratio", "‖ΔW‖")
     for layer in facts["layers"]:
-        table.add_row(layer["name"], " × ".join(map(str, layer["shape"])), str(layer["rank"]), f"{layer['alpha']:g}", *_sizes(layer))
+        size = " × ".join(map(str, layer["shape"]))
+        table.add_row(layer["name"], size, str(layer["rank"]), f"{layer['alpha']:g}", *_sizes(layer))
     table.add_section()
     table.add_row(f"{len(facts['layers'])} layers", "", "", "", *_sizes(facts))
-    console = Console()
-    console.print(table)
-    for key, value in facts["metadata"].items():
-        console.print(f"{key}: {value if len(value) <= 100 else value[:100] + '…'}", markup=False, highlight=False)
+    return table
 
 
-def _sizes(counted: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{counted['parameters']:,}", f"{counted['full']:,}", f"{counted['ratio']:.2%}"
+def _sizes(counted: dict[str, Any]) -> tuple[str, ...]:
+    return f"{counted['parameters']:,}", f"{counted['full']:,}", f"{counted['ratio']:.2%}", f"{counted['norm']:.4g}"

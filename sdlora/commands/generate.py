@@ -34,7 +34,10 @@ def generate(
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
     output: Annotated[Path, typer.Option(help="Folder for the pictures; earlier ones are kept.")] = Path("pictures"),
     apply: Annotated[str, typer.Option(help="How adapters go onto the model: stacked (on the fly) or fused.")] = "stacked",
-    base: Annotated[str, typer.Option(help="Base model: emoji, or a Stable Diffusion 1.x folder in diffusers' layout.")] = "emoji",
+    base: Annotated[
+        str,
+        typer.Option(help="Base model: emoji, or Stable Diffusion as a file, a diffusers folder or a cached Hub id."),
+    ] = "emoji",
     width: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures drawn together at the most; changes the speed alone.")] = None,
@@ -44,37 +47,55 @@ def generate(
     s_tmax: Annotated[float | None, typer.Option(help="Highest noise level of --s-churn.")] = None,
     s_noise: Annotated[float | None, typer.Option(help="Scale of the noise that a sampler adds.")] = None,
     noise: Annotated[str, typer.Option(help="cpu; or cuda: the numbers a GPU would draw, for AUTOMATIC1111's seeds.")] = "cpu",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of the model: fp32, bf16 or fp16.")] = "fp32",
     clip_skip: Annotated[int, typer.Option(help="The text encoder's layer to read: 1 is the last, 2 the one before it.")] = 1,
     emphasis: Annotated[
         str, typer.Option(help='What (word:1.3) does: Original, "No norm", Ignore or None (brackets are text).')
     ] = "Original",
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the model: fp32, bf16 or fp16.")] = "fp32",
+    attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
+    offload: Annotated[bool, typer.Option("--offload", help="For small GPUs: bring each network in for its turn alone.")] = False,
+    tiling: Annotated[bool, typer.Option("--tiling", help="For large pictures: decode them in overlapping tiles.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile; pays from many pictures on; needs --apply fused.")] = False,
+    vae: Annotated[Path | None, typer.Option(help="Another VAE than the base's own: a folder or a file.")] = None,
+    family: Annotated[str | None, typer.Option(help="sd1, sd2 or sdxl; by default found from the base.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction; by default found from the base.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Which files of a folder: fp16, for example.")] = None,
+    original: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH of the picture it should look like; by default its own.")] = None,
+    crop: Annotated[str, typer.Option(help="SDXL: TOPxLEFT, what it should look cropped by.")] = "0x0",
+    target: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH that it should look made for; by default its own.")] = None,
 ) -> None:
     """Draw every PROMPT with every seed: PNGs that carry their settings, and a contact sheet.
 
     Example: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures
     """
-    from sdlora import atomic, generation
+    from sdlora import atomic, generation, hardware
     from sdlora.prompts import extract
 
     chosen = [generation.parse_adapter(text) for text in adapter or ()]
     record = tuple((str(path), eta) for path, eta in chosen)
     numbers = generation.parse_seeds(seed)
+    pairs = [None if text is None else generation.parse_pair(text, name) for name, text in (("--original", original), ("--target", target))]
+    sizes = {"original": pairs[0], "crop": generation.parse_pair(crop, "--crop"), "target": pairs[1]}
     way = dict(sampler=sampler, schedule=schedule, noise=noise, eta=eta, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
-    further: dict[str, Any] = {"clip_skip": clip_skip, "emphasis": emphasis, **way}
+    further: dict[str, Any] = {"clip_skip": clip_skip, "emphasis": emphasis, **way, **sizes}
     requests = [generation.Request(t, negative, n, steps, guidance, width, height, record, **further) for t in prompts for n in numbers]
     for prompt in prompts:
         for tag in extract(prompt).ignored:
             typer.echo(f"warning: {tag} is left out of the prompt; sdlora knows <lora:NAME:STRENGTH>", err=True)
-    requests, found = generation.find_tagged(requests, adapters or ())
+    requests, tagged = generation.find_tagged(requests, adapters or ())
+    where = hardware.device(device) if offload else None
     folder = atomic.writable_folder(output)
-    components = generation.load(base, device, precision)
-    named = generation.load_named(components, found)
-    _draw(components, requests, generation.load_adapters(components, chosen), named, apply, batch, folder)
+    found: dict[str, Any] = {"vae": vae, "family": family, "prediction": prediction, "variant": variant}
+    if base != "emoji":
+        found["say"] = lambda text: typer.echo(text, err=True)
+    components = generation.load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload, **found)
+    named = generation.load_named(components, tagged)
+    weighted = generation.load_adapters(components, chosen)
+    _draw(components, requests, folder, apply, {"weighted": weighted, "batch": batch, "named": named, "offload": where})
 
 
-def _draw(components: Any, requests: "list[Request]", weighted: Any, named: Any, apply: str, batch: int | None, folder: Path) -> None:
+def _draw(components: Any, requests: "list[Request]", folder: Path, apply: str, ways: dict[str, Any]) -> None:
     """Draw, save each picture as soon as it is there, and say where."""
     from time import perf_counter
 
@@ -82,7 +103,7 @@ def _draw(components: Any, requests: "list[Request]", weighted: Any, named: Any,
 
     start, saved = perf_counter(), []
     with _progress(sum(request.steps for request in requests)) as advance:
-        for picture in generate(components, requests, weighted, apply, batch, lambda state: advance(len(state.x)), named):
+        for picture in generate(components, requests, apply=apply, callback=lambda state: advance(len(state.x)), **ways):
             saved.append((record.save(picture, folder, record.settings(components, picture.request, apply)), picture))
     seconds = perf_counter() - start
     for path, _ in saved if len(saved) <= 8 else (saved[0], saved[-1]):

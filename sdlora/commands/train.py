@@ -38,24 +38,23 @@ def train(
 
 def carry_out(config: "TrainConfig", progress: bool = True, components: "Components | None" = None) -> Path:
     """Train with samples and prior pictures drawn by sdlora.generation; the adapter's path."""
-    from sdlora import atomic, models, training
-    from sdlora.training import placement
+    from sdlora import atomic, training
 
     training.plan(config)  # all that can be wrong in the settings, before the weights are read
     atomic.writable_folder(config.output)
-    components = components or models.load(config.base, placement.device(config.device))
-    return training.train(config, sampler(config, components), progress, imagine, components)  # interrupted, it says where it goes on
+    prompts = prompts_of(config)
+    if components is None and prompts:  # else the training loads the base itself, and lets go of what it has encoded with
+        components = training.session.loaded(config, lambda text: typer.echo(text, err=True))
+    draw = sampler(config, components, prompts) if components is not None and prompts else None
+    return training.train(config, draw, progress, imagine, components)  # interrupted, it says where it goes on
 
 
-def sampler(config: "TrainConfig", components: "Components") -> Callable[[Path, int], None] | None:
+def sampler(config: "TrainConfig", components: "Components", prompts: list[str]) -> Callable[[Path, int], None]:
     """Draws the samples of a saved adapter onto one sheet: a row per prompt, without and with the adapter."""
     from sdlora import files, generation, sheet
     from sdlora.generation import Request
     from sdlora.training.layout import Layout
 
-    prompts = prompts_of(config)
-    if not prompts:
-        return None
     wanted = [Request(text, seed=config.samples.seed, steps=config.samples.steps, guidance=config.samples.guidance) for text in prompts]
     plain: list[Any] = []  # the base's own pictures do not change
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdlora import atomic
 
-VERSION = 1  # of how pictures and captions are prepared; a new one leaves all old entries unused
+VERSION = 2  # of how pictures and captions are prepared; a new one leaves all old entries unused
 
 
 class Cache:
@@ -19,26 +19,26 @@ class Cache:
     def __init__(self, folder: Path | None = None):
         self.folder = folder
         self.made = 0  # how many were computed here and not found
-        self._memory: dict[str, Tensor] = {}
+        self._memory: dict[str, dict[str, Tensor]] = {}
 
-    def get(self, facts: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
-        """The tensor that `make` gives, computed only if none is kept for these facts."""
+    def get(self, facts: tuple[object, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors that `make` gives, by name, computed only if none are kept for these facts."""
         key = hashlib.sha256(repr((VERSION, *facts)).encode()).hexdigest()
         if key not in self._memory:
             self._memory[key] = self._compute(make) if self.folder is None else self._stored(self.folder / f"{key}.safetensors", make)
         return self._memory[key]
 
-    def _stored(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
+    def _stored(self, path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         if path.exists():
             try:
-                return load_file(path)["tensor"]
-            except (SafetensorError, OSError, KeyError):
+                return load_file(path)
+            except (SafetensorError, OSError):
                 pass  # damaged from outside: computed anew
-        tensor = self._compute(make)
+        tensors = self._compute(make)
         with atomic.replacing(path) as temporary:
-            save_file({"tensor": tensor}, temporary)
-        return tensor
+            save_file(tensors, temporary)
+        return tensors
 
-    def _compute(self, make: Callable[[], Tensor]) -> Tensor:
+    def _compute(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         self.made += 1
-        return make().detach().cpu().contiguous()
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}

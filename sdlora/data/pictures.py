@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sdlora.errors import SdloraError
 
+ORIENTATION, LYING = 0x0112, 5  # an EXIF tag, and its first value that stands for a quarter turn
+
 
 def check(path: Path) -> None:
     """SdloraError unless `path` looks like a whole picture. Cheap: reads the header and check sums, decodes nothing."""
@@ -25,6 +27,16 @@ def read(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return on_white(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise _corrupt(path, error) from error
+
+
+def extent(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels of the picture once it is upright. Reads the header alone."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ORIENTATION, 1) >= LYING else (height, width)
     except Exception as error:
         raise _corrupt(path, error) from error
 

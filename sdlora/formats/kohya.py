@@ -1,75 +1,74 @@
-"""Kohya's keys, which A1111, Forge and ComfyUI read: lora_unet_down_blocks_0_….lora_down.weight, .lora_up.weight, .alpha."""
+"""Kohya's keys, which A1111, Forge and ComfyUI read: lora_unet_down_blocks_0_….lora_down.weight, .lora_up.weight, .alpha.
 
-from collections.abc import Iterable, Mapping
+kohya's trainer, and with it the field, calls the blocks of SDXL's U-Net as LDM does (lora_unet_input_blocks_4_1_…) and its text
+encoders lora_te1 and lora_te2; those of SD 1.x and 2.x as diffusers does, and their text encoder lora_te. All are read for all.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdlora.errors import SdloraError
-from sdlora.kinds.lora import Lora
+from sdlora.formats import names
+from sdlora.layers import canonical
 
-PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
-ALSO_READ = {"text_encoder": "lora_te1"}  # what diffusers' own converter writes for Stable Diffusion 1.x
-DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
+DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+FIELDS = {DOWN: "down", UP: "up", ALPHA: "alpha"}
+READ = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
+WRITTEN = {"unet": "lora_unet", "text_encoder": "lora_te"}
+WRITTEN_XL = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+LYCORIS = "lycoris_"  # LyCORIS's prefix outside kohya's trainer, whatever the component
 
 
-def recognises(key: str) -> bool:
-    return key.startswith("lora_") and key.endswith((DOWN, UP))
+def split(key: str) -> tuple[str, str, str] | None:
+    """(canonical layer name, field, dialect) of one key, or None if it is none of kohya's."""
+    layer, _, end = key.partition(".")
+    if end not in FIELDS:
+        return None
+    first, second, _ = (*layer.split("_", 2), "", "")[:3]
+    prefix = f"{first}_{second}"
+    if prefix in READ:
+        component, path = READ[prefix], names.dotted(layer.removeprefix(prefix + "_"))
+    elif layer.startswith(LYCORIS):
+        path = names.dotted(layer.removeprefix(LYCORIS))
+        component = "text_encoder" if path.startswith(names.TEXT_HEADS) else "unet"
+    else:
+        return None
+    if component == "unet" and names.is_ldm(path):
+        return canonical(component, names.from_ldm(path)), FIELDS[end], "kohya-sgm"
+    return canonical(component, path), FIELDS[end], "kohya"
 
 
 def header(layers: Mapping[str, Any]) -> dict[str, str]:
     return {}  # the tensors say it all
 
 
-def flat(name: str, prefixes: Mapping[str, str] = PREFIXES) -> str:
-    """unet.down_blocks.1.….to_out.0 -> lora_unet_down_blocks_1_…_to_out_0."""
+def encode(layers: Mapping[str, Any], family: str | None = None) -> dict[str, Tensor]:
+    """Keys -> tensors; SDXL's by LDM's block names. SdloraError for a layer that would not be read back by the same name."""
+    result: dict[str, Tensor] = {}
+    for name, update in layers.items():
+        key = flat(name, family)
+        read = split(f"{key}.{ALPHA}")
+        if read is None or read[0] != name:
+            raise SdloraError(f"the layer {name} cannot be written in kohya's format: {key} would be read as {read[0] if read else None}")
+        result |= {f"{key}.{DOWN}": update.a, f"{key}.{UP}": update.b, f"{key}.{ALPHA}": exact(update.alpha)}
+    return result
+
+
+def flat(name: str, family: str | None = None) -> str:
+    """unet.down_blocks.1.….to_out.0 -> lora_unet_down_blocks_1_…_to_out_0, or for SDXL lora_unet_input_blocks_4_…."""
+    prefixes = WRITTEN_XL if family == "sdxl" else WRITTEN
     component, _, path = name.partition(".")
     if component not in prefixes:
         raise SdloraError(f"the layer {name} cannot be written in kohya's format, which knows the components {', '.join(prefixes)}")
-    return f"{prefixes[component]}_{path.replace('.', '_')}"
-
-
-def encode(layers: Mapping[str, Any]) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    for name, update in layers.items():
-        key = flat(name)
-        result |= {key + DOWN: update.a, key + UP: update.b, key + ALPHA: exact(update.alpha)}
-    return result
+    if family == "sdxl" and component == "unet":
+        path = names.to_ldm(path)
+    return f"{prefixes[component]}_{names.flat(path)}"
 
 
 def exact(alpha: float) -> Tensor:
     """α as a scalar: fp32, the custom, unless only fp64 holds it exactly."""
     single = torch.tensor(alpha, dtype=torch.float32)
     return single if single.item() == alpha else torch.tensor(alpha, dtype=torch.float64)
-
-
-def decode(tensors: Mapping[str, Tensor], names: Iterable[str], header: Mapping[str, str] | None = None) -> dict[str, Lora]:
-    """Layer name -> update. A layer that is not among `names` keeps its flat name.
-
-    Flat keys have lost their dots, so the model's names are needed to give them back. A missing or zero α means α = r (old
-    files).
-    """
-    dotted = _dotted(names)
-    result = {}
-    for key in sorted({key.partition(".")[0] for key in tensors}):
-        own = {suffix: tensors.get(key + suffix) for suffix in (DOWN, UP, ALPHA)}
-        a, b, alpha = own[DOWN], own[UP], own[ALPHA]
-        others = [k for k in tensors if k.partition(".")[0] == key and k[len(key) :] not in own]
-        if others:
-            raise SdloraError(f"the tensor {others[0]} is not part of a plain LoRA; this version of sdlora does not read its kind")
-        if a is None or b is None:
-            raise SdloraError(f"{key} lacks {DOWN if a is None else UP}; the file is not complete")
-        result[dotted.get(key, key)] = Lora(a, b, (alpha.item() if alpha is not None else 0.0) or float(a.shape[0]))
-    return result
-
-
-def _dotted(names: Iterable[str]) -> dict[str, str]:
-    result: dict[str, str] = {}
-    for name in names:
-        component = name.partition(".")[0]
-        if component in PREFIXES:
-            result[flat(name)] = name
-        if component in ALSO_READ:
-            result[flat(name, ALSO_READ)] = name
-    return result

@@ -6,7 +6,7 @@ for picture in draw("a robot, flat emoji", {"style.safetensors": 0.8}, seeds=ran
 """
 
 from sdlora.generation.generate import Picture, generate
-from sdlora.generation.request import Request, parse_adapter, parse_seeds
+from sdlora.generation.request import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.generation.sampler import State
 from sdlora.generation.samplers import SAMPLERS
 from sdlora.generation.session import draw, find_tagged, load, load_adapters, load_named
@@ -23,5 +23,6 @@ __all__ = [
     "load_adapters",
     "load_named",
     "parse_adapter",
+    "parse_pair",
     "parse_seeds",
 ]

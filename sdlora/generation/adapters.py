@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sdlora import hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import Stack, applied, strengths
 from sdlora.errors import SdloraError, nearest
@@ -51,19 +52,26 @@ def same(weighted: Sequence[Weighted]) -> tuple[tuple[int, Strength], ...]:
     return tuple((id(adapter), strength) for adapter, strength in weighted)
 
 
-def check(weighted: Sequence[Weighted], apply: str) -> None:
-    """SdloraError for a strength that changes with the steps where it cannot."""
+def check(components: Components, weighted: Sequence[Weighted], apply: str) -> None:
+    """SdloraError for a strength that changes with the steps where it cannot, and for adapters that a compiled U-Net would not see."""
     for _, strength in weighted:
         if strength.stepwise and apply != "stacked":
             raise SdloraError(
                 f"the strength {strength} changes with the steps, which an adapter that is {apply} cannot; use apply = stacked"
             )
+    if apply != "fused" and hardware.is_compiled(components.unet) and acting(weighted):
+        raise SdloraError("a compiled U-Net does not see adapters that come and go; take apply fused, or leave compile out")
+
+
+def acting(weighted: Sequence[Weighted]) -> list[strengths.Part]:
+    """The parts of the adapters, without those that are 0 throughout."""
+    return [part for adapter, strength in weighted for part in strengths.parted(adapter, strength) if any(p.value for p in part[1])]
 
 
 @contextmanager
 def active(components: Components, weighted: Sequence[Weighted], apply: str, steps: int) -> Iterator[Active]:
     """Inside, the adapters are on the model; what is 0 throughout is left away."""
-    parts = [part for adapter, strength in weighted for part in strengths.parted(adapter, strength) if any(p.value for p in part[1])]
+    parts = acting(weighted)
     with applied(
         components.modules, [(adapter, eta) for (adapter, _), eta in zip(parts, strengths.at(parts, 0.0), strict=True)], apply
     ) as on:

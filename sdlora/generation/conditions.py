@@ -8,30 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdlora.conditioning import Conditioning, cat, encode_absent
+from sdlora.errors import SdloraError
+from sdlora.families import FAMILIES
 from sdlora.generation.request import Request
 from sdlora.models import Components
-from sdlora.prompts import Encoded, Entry, Memory, current, encode, schedule
+from sdlora.prompts import Entry, Memory, current, encode, schedule
+from sdlora.prompts.encode import check as check_encoder
 
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
     """Of a batch of n pictures at one step: m ≥ n rows, the conditions of the first picture first."""
 
-    rows: list[Encoded]  # m, of one text each
+    rows: list[Conditioning]  # m, of one text each
     owners: list[int]  # m: which picture a row is for
     weights: list[float]  # m: w of u + s Σ w (c − u)
-    unconditional: list[Encoded]  # n; none without guidance
+    unconditional: list[Conditioning]  # n; none without guidance
 
     @cached_property
-    def calls(self) -> list[tuple[list[int], Tensor]]:
-        """The rows, the unconditional ones last, by the length of their text: their numbers and their context, a call of the U-Net each.
+    def calls(self) -> list[tuple[list[int], Conditioning]]:
+        """The rows, the unconditional ones last, by the length of their text: their numbers and their texts, a call of the U-Net each.
 
         None is padded for another's sake. The same tensors at every step, so that what depends on nothing else is computed once.
         """
-        contexts = self.contexts
-        lengths = [context.shape[1] for context in contexts]
+        hints = [*self.rows, *self.unconditional]
+        lengths = [hint.context.shape[1] for hint in hints]
         groups = [[row for row, tokens in enumerate(lengths) if tokens == length] for length in dict.fromkeys(lengths)]
-        return [(rows, torch.cat([contexts[row] for row in rows])) for rows in groups]
+        return [(rows, cat(hints[row] for row in rows)) for rows in groups]
 
     @property
     def contexts(self) -> list[Tensor]:
@@ -49,36 +53,63 @@ class Timed:
     """One text, edited along the steps."""
 
     entries: list[Entry]
-    rows: list[Encoded]  # one per entry
+    rows: list[Conditioning]  # one per entry
 
-    def at(self, step: int) -> Encoded:
+    def at(self, step: int) -> Conditioning:
         return self.rows[current(self.entries, step)]
 
 
 @dataclass
 class Texts:
-    """The texts that are encoded already, by what the text encoder was at the time; each is encoded once."""
+    """The texts that are encoded already, by what the text encoders were at the time; each is encoded once."""
 
     components: Components
+    device: torch.device  # where the U-Net will want them
     memories: dict[Any, Memory] = field(default_factory=dict)
     known: dict[Any, Timed] = field(default_factory=dict)
 
     def timed(self, text: str, request: Request, state: object) -> Timed:
-        """`state` stands for the strengths of all that is on the text encoder."""
+        """`state` stands for the strengths of all that is on the text encoders."""
         key = (state, text, request.steps, request.clip_skip, request.emphasis)
         if key not in self.known:
             entries = schedule(text, request.steps)
-            memory = self.memories.setdefault(state, Memory())
-            tokenizer, text_encoder = self.components.tokenizer, self.components.text_encoder
-            texts = [entry.text for entry in entries]
-            encoded = encode(tokenizer, text_encoder, texts, request.clip_skip, request.emphasis, memory=memory)
-            self.known[key] = Timed(entries, [encoded.row(i) for i in range(len(entries))])
+            encoded = self._encoded([entry.text for entry in entries], request, state)
+            self.known[key] = Timed(entries, [encoded[i : i + 1].to(self.device, self.components.dtype) for i in range(len(entries))])
         return self.known[key]
+
+    def negative(self, request: Request, state: object) -> Timed:
+        """An empty one is the absence of a prompt: for SDXL zeros, as it was trained, and as diffusers takes None."""
+        if request.negative or not self.components.zeros_for_empty:
+            return self.timed(request.negative, request, state)
+        if None not in self.known:
+            absent = encode_absent(self.components).to(self.device, self.components.dtype)
+            self.known[None] = Timed(schedule("", 1), [absent])
+        return self.known[None]
+
+    def _encoded(self, texts: Sequence[str], request: Request, state: object) -> Conditioning:
+        """By each text encoder, side by side; the pooled vector is the last one's."""
+        base = self.components
+        skip, norm = (2, False) if FAMILIES[base.family].pooled else (request.clip_skip, True)
+        parts = [
+            encode(tokenizer, encoder, texts, skip, request.emphasis, norm, self.memories.setdefault((state, i), Memory()))
+            for i, (tokenizer, encoder) in enumerate(zip(base.tokenizers, base.text_encoders, strict=True))
+        ]
+        pooled = parts[-1].pooled if FAMILIES[base.family].pooled else None
+        return Conditioning(torch.cat([part.context for part in parts], dim=-1), pooled)
+
+
+def check(components: Components, request: Request) -> None:
+    """SdloraError for a clip skip that the text encoders cannot do, or that would have no effect."""
+    if FAMILIES[components.family].pooled:
+        if request.clip_skip > 2:
+            raise SdloraError(f"clip skip is {request.clip_skip}; Stable Diffusion XL always reads the last layer but one, which is 2")
+    else:
+        check_encoder(request.emphasis, request.clip_skip, components.text_encoders[0])
 
 
 def conditions(requests: Sequence[Request], texts: Texts, state: object, step: int) -> Conditions:
     """At `step`, counted from 0. All requests are guided, or none is."""
-    rows: list[Encoded] = []
+    rows: list[Conditioning] = []
     owners: list[int] = []
     weights: list[float] = []
     for i, request in enumerate(requests):
@@ -87,13 +118,13 @@ def conditions(requests: Sequence[Request], texts: Texts, state: object, step: i
         owners += [i] * len(parts)
         weights += [part.weight for part in parts]
     guided = [request for request in requests if request.guided]
-    return Conditions(rows, owners, weights, [texts.timed(request.negative, request, state).at(step) for request in guided])
+    return Conditions(rows, owners, weights, [texts.negative(request, state).at(step) for request in guided])
 
 
-def levelled(rows: Sequence[Encoded]) -> list[Encoded]:
+def levelled(rows: Sequence[Conditioning]) -> list[Conditioning]:
     """The conditions of one picture at one length: the last vector of a shorter one is repeated, as AUTOMATIC1111 does."""
     longest = max(row.context.shape[1] for row in rows)
-    return [Encoded(_stretched(row.context, longest), row.pooled) for row in rows]
+    return [Conditioning(_stretched(row.context, longest), row.pooled) for row in rows]
 
 
 def composed(conditional: Tensor, unconditional: Tensor, owners: Sequence[int], weights: Sequence[float], guidance: Tensor) -> Tensor:

@@ -1,29 +1,30 @@
 """The U-Net as a denoiser D(x; σ), with classifier-free guidance and any number of conditions per picture."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdlora.conditioning import predict
 from sdlora.generation.conditions import Conditions, composed
 from sdlora.generation.sampler import Denoise
 
 
-def denoiser(unet: nn.Module, prediction: str, now: Callable[[], Conditions], guidance: Tensor) -> Denoise:
+def denoiser(unet: nn.Module, prediction: str, now: Callable[[], Conditions], guidance: Tensor, time_ids: Tensor | None = None) -> Denoise:
     """D for a batch of n pictures.
 
     now       what holds at the current step; without unconditional rows each picture has one condition, and guidance no effect
     guidance  (n, 1, 1, 1) fp32, one s per picture
+    time_ids  (n, 6), SDXL's sizes
     """
 
     def denoise(x: Tensor, sigma: float, t: float) -> Tensor:
         conditions = now()
         m = len(conditions.rows)
         scaled = x / (sigma**2 + 1) ** 0.5
-        owners = [*conditions.owners, *range(len(conditions.unconditional))]
-        output = _predicted(unet, scaled, t, owners, conditions)
+        output = _predicted(unet, scaled, t, conditions, time_ids)
         if conditions.unconditional:
             output = composed(output[:m], output[m:], conditions.owners, conditions.weights, guidance)
         return clean(prediction, x, output, sigma)
@@ -31,12 +32,14 @@ def denoiser(unet: nn.Module, prediction: str, now: Callable[[], Conditions], gu
     return denoise
 
 
-def _predicted(unet: nn.Module, scaled: Tensor, t: float, owners: Sequence[int], conditions: Conditions) -> Tensor:
-    """What the U-Net says of scaled[owners], in fp32."""
+def _predicted(unet: nn.Module, scaled: Tensor, t: float, conditions: Conditions, time_ids: Tensor | None) -> Tensor:
+    """What the U-Net says of scaled[owners] for the rows of `conditions`, the unconditional ones last, in fp32."""
+    owners = [*conditions.owners, *range(len(conditions.unconditional))]
     result = torch.empty((len(owners), *scaled.shape[1:]), device=scaled.device)
-    for rows, context in conditions.calls:
-        inputs = scaled[[owners[row] for row in rows]].to(context.dtype)
-        result[rows] = unet(inputs, torch.tensor(t, device=context.device), encoder_hidden_states=context).sample.float()
+    for rows, hint in conditions.calls:
+        of = [owners[row] for row in rows]
+        inputs, timestep = scaled[of].to(hint.context.dtype), torch.tensor(t, device=scaled.device)
+        result[rows] = predict(unet, inputs, timestep, hint, None if time_ids is None else time_ids[of]).float()
     return result
 
 

@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdlora import models
+from sdlora import hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import WAYS, constant, cross_attention
+from sdlora.conditioning import Sizes, time_ids
 from sdlora.errors import SdloraError, nearest
-from sdlora.generation import adapters, noise
+from sdlora.families import FAMILIES
+from sdlora.generation import adapters, conditions, noise
 from sdlora.generation.adapters import Active, Weighted
 from sdlora.generation.conditions import Texts
 from sdlora.generation.course import Course
@@ -22,8 +24,8 @@ from sdlora.generation.request import Request
 from sdlora.generation.sampler import State, sample
 from sdlora.generation.samplers import Noise
 from sdlora.generation.schedules import Schedule, schedule
+from sdlora.latents import decode
 from sdlora.models import Components
-from sdlora.prompts.encode import check
 from sdlora.strength import Strength, strength
 
 POSITIONS = 1024  # latent positions in a batch by default: 4 pictures of 64 px with f = 4, where the gain ends on a CPU
@@ -46,6 +48,7 @@ def generate(
     batch: int | None = None,
     callback: Callback | None = None,
     named: Mapping[str, Adapter] | None = None,
+    offload: torch.device | None = None,
 ) -> Iterator[Picture]:
     """The pictures, in the order of their requests, each as soon as its batch is done.
 
@@ -55,6 +58,7 @@ def generate(
               CPU bit for bit, but for stacked adapters of rank 1 altogether (rounding, 1e-6 of the latents' scale).
     callback  is called after every step of every batch.
     named     the adapters that a prompt can ask for by <lora:NAME:…>.
+    offload   a device with little memory: text encoders, U-Net and VAE come there in turn and go back to where they were.
 
     SdloraError (before anything is drawn) for a size that the model cannot draw, for more steps than the schedule has noise levels and
     for a tag without an adapter; and when a picture turns into NaN.
@@ -63,12 +67,15 @@ def generate(
         raise SdloraError(f"unknown way to apply an adapter: {apply!r}{nearest(apply, WAYS)}")
     if batch is not None and batch < 1:
         raise SdloraError(f"batch is {batch}; it has to be at least 1")
+    wanted = list(requests)
+    if not FAMILIES[components.family].pooled and any(r.original or r.target or r.crop != (0, 0) for r in wanted):
+        raise SdloraError(f"original, crop and target size act on SDXL alone, and {components.name} is none; leave them out")
     everywhere = [(adapter, strength(eta)) for adapter, eta in weighted]
-    groups = list(_batches(components, requests, everywhere, named or {}, batch))
+    groups = list(_batches(components, wanted, everywhere, named or {}, batch))
     for together, chosen in groups:
         _schedule(components, together[0])
-        adapters.check(chosen, apply)
-    return _pictures(components, groups, apply, callback)
+        adapters.check(components, chosen, apply)
+    return _pictures(components, groups, apply, callback, offload)
 
 
 def size(components: Components, request: Request) -> tuple[int, int]:
@@ -82,11 +89,19 @@ def size(components: Components, request: Request) -> tuple[int, int]:
     return height, width
 
 
-def _pictures(components: Components, groups: list[Group], apply: str, callback: Callback | None) -> Iterator[Picture]:
-    texts = Texts(components)
+def sizes(components: Components, request: Request) -> Sizes:
+    """What SDXL is told of the picture: unless the request says otherwise, that it was always of this size and is whole."""
+    side = size(components, request)
+    return Sizes(request.original or side, request.crop, request.target or side)
+
+
+def _pictures(
+    components: Components, groups: list[Group], apply: str, callback: Callback | None, offload: torch.device | None
+) -> Iterator[Picture]:
+    texts = Texts(components, offload or components.device)
     for requests, weighted in groups:
         with adapters.active(components, weighted, apply, requests[0].steps) as active:
-            images = _draw(components, requests, active, texts, callback)
+            images = _draw(components, requests, active, texts, callback, offload)
         yield from (Picture(request, image) for request, image in zip(requests, images, strict=True))
 
 
@@ -96,7 +111,7 @@ def _batches(
     """Neighbours that can share the calls of the U-Net."""
     chosen = [(request, adapters.chosen(request, weighted, named)) for request in requests]
     for request, _ in chosen:
-        check(request.emphasis, request.clip_skip, components.text_encoder)
+        conditions.check(components, request)
     for (height, width, *_), run in groupby(chosen, lambda c: _alike(components, *c)):
         many = batch or max(1, POSITIONS * components.factor**2 // (height * width))
         alike = list(run)
@@ -110,21 +125,26 @@ def _alike(components: Components, request: Request, weighted: list[Weighted]) -
 
 
 @torch.inference_mode()
-def _draw(components: Components, requests: list[Request], active: Active, texts: Texts, callback: Callback | None) -> list[Image.Image]:
+def _draw(
+    components: Components, requests: list[Request], active: Active, texts: Texts, callback: Callback | None, offload: torch.device | None
+) -> list[Image.Image]:
     """One batch. `texts` remembers what is encoded already."""
-    course = Course(requests, texts, active)
+    with hardware.resident(components.text_encoders, offload):
+        course = Course(requests, texts, active)
 
     def after(state: State) -> None:
         course.enter(state.step)
         if callback:
             callback(state)
 
-    guidance = torch.tensor([r.guidance for r in requests], device=components.device).view(-1, 1, 1, 1)
-    denoise = denoiser(components.unet, components.prediction, course.now, guidance)
+    guidance = torch.tensor([r.guidance for r in requests], device=texts.device).view(-1, 1, 1, 1)
+    told = time_ids([sizes(components, request) for request in requests], texts.device)
+    denoise = denoiser(components.unet, components.prediction, course.now, guidance, told)
     levels, start, fresh = _noise(components, requests)
-    with one_timestep(components.unet), constant(cross_attention(components.unet)):
-        latents = sample(requests[0].method, denoise, start.to(components.device), levels, fresh, after)
-    return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
+    with hardware.resident([components.unet], offload), one_timestep(components.unet), constant(cross_attention(components.unet)):
+        latents = sample(requests[0].method, denoise, start.to(texts.device), levels, fresh, after)
+    with hardware.resident([components.vae], offload):
+        return [_decode(components, latents[i : i + 1], request) for i, request in enumerate(requests)]
 
 
 def _schedule(components: Components, request: Request) -> Schedule:
@@ -146,7 +166,7 @@ def _noise(components: Components, requests: list[Request]) -> tuple[Schedule, T
 
 def _decode(components: Components, latents: Tensor, request: Request) -> Image.Image:
     """(1, 4, h, w) -> an RGB picture. Values are rounded, as diffusers does (AUTOMATIC1111 truncates)."""
-    pixels = models.decode(components, latents).float()
+    pixels = decode(components, latents).float()
     if not (torch.isfinite(latents).all() and torch.isfinite(pixels).all()):
         remedy = "bf16 or fp32" if components.dtype == torch.float16 else "weaker adapters or less guidance"
         raise SdloraError(f"the picture of {request.prompt!r} with seed {request.seed} turned into NaN; try {remedy}")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import __version__
-from sdlora.generation.generate import Picture, size
+from sdlora.families import FAMILIES
+from sdlora.generation.generate import Picture, size, sizes
 from sdlora.generation.noise import source_name
 from sdlora.generation.request import Request
 from sdlora.images import save_png
@@ -42,7 +43,8 @@ def next_number(folder: Path) -> int:
 def settings(components: Components, request: Request, apply: str = "stacked") -> dict[str, Any]:
     """All that it takes to draw the picture again, for JSON. The adapters are `request.adapters`, which have to be files."""
     height, width = size(components, request)
-    method = request.method
+    method, told = request.method, sizes(components, request)
+    xl = {"original_size": told.original, "crop": told.crop, "target_size": told.target} if FAMILIES[components.family].pooled else {}
     return {
         "prompt": request.prompt,
         "negative": request.negative,
@@ -55,6 +57,7 @@ def settings(components: Components, request: Request, apply: str = "stacked") -
         "guidance": request.guidance,
         "width": width,
         "height": height,
+        **xl,
         "base": {"name": components.name, "hash": components.hash},
         "adapters": [*(_adapter(path, strength(eta)) for path, eta in request.adapters), *_tagged(request)],
         "apply": apply,

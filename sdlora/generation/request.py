@@ -16,6 +16,9 @@ MOST_SEEDS = 10_000  # in one --seed: more is taken for a slip of the keyboard
 LAST_SEED = 2**63 - 1  # torch's generators take no more
 
 
+Pair = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Request:
     """One picture. `generate` draws it; the settings in its PNG are made from it."""
@@ -29,7 +32,7 @@ class Request:
     height: int | None = None
     adapters: tuple[tuple[str, float | Strength], ...] = ()  # (file, strength), for the record: `generate` takes the adapters themselves
     tagged: tuple[tuple[str, str], ...] = ()  # (name, file) of the prompt's <lora:NAME:…>, for the record as well
-    clip_skip: int = 1  # which layer of the text encoder is read: 1 is the last, 2 the one before it, …
+    clip_skip: int = 1  # which layer of the text encoder is read: 1 is the last, 2 the one before it, …; SDXL always reads 2
     emphasis: str = "Original"  # one of EMPHASES: what (word:1.3) does
     sampler: str = "Euler"  # a key of SAMPLERS, or another program's name for it ("DPM++ 2M Karras", "k_euler_a")
     schedule: str = "automatic"  # or karras, exponential, sgm_uniform, …; automatic is the sampler's own
@@ -39,6 +42,9 @@ class Request:
     s_tmin: float | None = None
     s_tmax: float | None = None
     s_noise: float | None = None
+    original: Pair | None = None  # SDXL: (height, width) in pixels of the picture it should look like; None is the picture's own
+    crop: Pair = (0, 0)  # SDXL: (top, left) in pixels, what it should look cropped by
+    target: Pair | None = None  # SDXL: (height, width); None is the picture's own
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LAST_SEED:
@@ -50,6 +56,10 @@ class Request:
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None and side < 1:
                 raise SdloraError(f"{name} is {side}; it is a number of pixels")
+        for name, pair, least in (("original", self.original, 1), ("crop", self.crop, 0), ("target", self.target, 1)):
+            if pair is not None and (len(pair) != 2 or min(pair) < least):
+                words = "top and left" if name == "crop" else "height and width"
+                raise SdloraError(f"{name} is {pair}; it is two numbers of pixels, {words}")
         if self.clip_skip < 1:
             raise SdloraError(f"clip_skip is {self.clip_skip}; it has to be at least 1, which is the text encoder's last layer")
         if self.emphasis not in EMPHASES:
@@ -97,6 +107,14 @@ def parse_seeds(text: str) -> list[int]:
             raise SdloraError(f"--seed {text!r}: {len(span):,} seeds; at most {MOST_SEEDS:,} at a time")
         seeds |= dict.fromkeys(span)
     return list(seeds)
+
+
+def parse_pair(text: str, option: str) -> Pair:
+    """ "768x1024" -> 768, 1024: two numbers of pixels."""
+    one, _, two = text.partition("x")
+    if not (_number(one) and _number(two)):
+        raise SdloraError(f"{option} {text!r} is not two numbers of pixels; write it as 1024x1024")
+    return int(one), int(two)
 
 
 def parse_adapter(text: str) -> tuple[Path, Strength]:

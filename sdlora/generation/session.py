@@ -5,31 +5,40 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sdlora import files, models
+from sdlora import files, hardware, models
 from sdlora.adapter import Adapter
-from sdlora.errors import SdloraError, nearest
 from sdlora.generation.generate import Picture, generate
 from sdlora.generation.request import Request
 from sdlora.models import Components
 from sdlora.prompts import library
 from sdlora.strength import Strength, strength
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DEVICES = ("auto", "cpu", "cuda")
 
+def load(
+    base: str | Path = "emoji",
+    device: str = "auto",
+    precision: str = "fp32",
+    *,
+    attention: str = "auto",
+    tiling: bool = False,
+    compile: bool = False,
+    offload: bool = False,
+    **found: Any,
+) -> Components:
+    """models.load with the words of the command line (`hardware` has them), and what docs/memory.md tells of.
 
-def load(base: str | Path = "emoji", device: str = "auto", precision: str = "fp32") -> Components:
-    """models.load with the words of the command line. "auto" is CUDA where there is one."""
-    if device not in DEVICES and not device.startswith("cuda:"):
-        raise SdloraError(f"unknown device {device!r}{nearest(device, DEVICES)}")
-    if precision not in PRECISIONS:
-        raise SdloraError(f"unknown precision {precision!r}{nearest(precision, PRECISIONS)}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SdloraError("PyTorch finds no CUDA device here; use --device cpu, or install a build of PyTorch for this GPU's driver")
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return models.load(base, chosen, PRECISIONS[precision])
+    tiling   the VAE decodes large pictures in overlapping tiles
+    compile  torch.compile for the U-Net; adapters then have to be fused
+    offload  everything stays in the CPU's memory; `generate(…, offload=device)` brings each part in for its turn
+    found    further arguments of models.load (vae, prediction, …)
+    """
+    where, dtype = hardware.device(device), hardware.dtype(precision)
+    components = models.load(base, "cpu" if offload else where, dtype, **found)
+    hardware.set_attention(components.unet, attention)
+    hardware.set_tiling(components.vae, tiling)
+    if compile:
+        hardware.compile_calls(components.unet)
+    return components
 
 
 def load_adapters(components: Components, chosen: Iterable[tuple[Path, Strength]]) -> list[tuple[Adapter, Strength]]:
@@ -60,6 +69,11 @@ def draw(
     precision: str = "fp32",
     apply: str = "stacked",
     folders: Sequence[str | Path] = (),
+    *,
+    attention: str = "auto",
+    tiling: bool = False,
+    compile: bool = False,
+    offload: bool = False,
     **settings: Any,
 ) -> Iterator[Picture]:
     """Every prompt with every seed, prompts outermost. `settings` are further fields of Request (steps, guidance, …).
@@ -75,5 +89,6 @@ def draw(
     numbers = list(seeds)
     requests = [Request(text, seed=seed, adapters=record, **settings) for text in texts for seed in numbers]
     requests, found = find_tagged(requests, folders)
-    components = load(base, device, precision)
-    return generate(components, requests, load_adapters(components, chosen), apply, named=load_named(components, found))
+    components = load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload)
+    where, named = hardware.device(device) if offload else None, load_named(components, found)
+    return generate(components, requests, load_adapters(components, chosen), apply, named=named, offload=where)

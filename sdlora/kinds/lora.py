@@ -27,6 +27,12 @@ class Lora:
     def shape(self) -> tuple[int, ...]:
         return (self.b.shape[0], *self.a.shape[1:])
 
+    @property
+    def norm(self) -> float:
+        """‖ΔW‖, Frobenius: s √Σ (BᵀB ∘ AAᵀ), in fp64 from two r × r matrices, without ΔW."""
+        a, b = self.a.flatten(1).double(), self.b.flatten(1).double()
+        return abs(self.scale) * float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
+
     def delta(self, weight: Tensor) -> Tensor:
         """(α / r) B A, shaped like `weight`; in fp32 even where A and B are half precision."""
         dtype = torch.promote_types(self.a.dtype, torch.float32)

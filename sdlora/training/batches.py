@@ -6,11 +6,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from sdlora.conditioning import time_ids
 from sdlora.data.encode import Encoded
 from sdlora.training import draws
 from sdlora.training.config import TrainConfig
-
-DROPPED = ""  # the caption of a sample whose caption was dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +17,8 @@ class Batch:
     latents: Tensor  # (n, c, h, w)
     noise: Tensor  # (n, c, h, w)
     timesteps: Tensor  # (n,) int64
-    captions: tuple[str, ...]
+    captions: tuple[str | None, ...]  # None: dropped
+    time_ids: Tensor  # (n, 6) fp32, the sizes that SDXL is told
     weights: Tensor  # (n,) of each sample's loss; they add up to 1 (+ the prior's weight) over an optimiser step
 
     def to(self, device: torch.device) -> "Batch":
@@ -64,11 +64,12 @@ def _samples(source: Source, config: TrainConfig, step: int, micro: int, timeste
         latents,
         torch.stack([draws.normal(tuple(latents.shape[1:]), seed, f"noise of {source.name}", n) for n in numbers]),
         timesteps[micro * size : (micro + 1) * size],
-        tuple(DROPPED if drop else data.captions[row] for row, drop in zip(rows, dropped, strict=True)),
+        tuple(None if drop else data.captions[row] for row, drop in zip(rows, dropped, strict=True)),
+        time_ids([data.sizes[row] for row in rows]),
         torch.full((size,), source.weight / (size * config.accumulate)),
     )
 
 
 def _joined(parts: Sequence[Batch]) -> Batch:
-    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "noise", "timesteps", "weights")}
+    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "noise", "timesteps", "time_ids", "weights")}
     return Batch(**tensors, captions=tuple(caption for part in parts for caption in part.captions))

@@ -1,10 +1,11 @@
 """The settings of a training run. Four lines suffice: images, output, trigger and perhaps steps."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from sdlora import apply
 from sdlora.apply.targets import DEFAULT, TARGETS
 from sdlora.config import NameOrFolder, Settings
 from sdlora.errors import nearest
@@ -13,6 +14,9 @@ Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+UNET = "unet"
+COMPONENTS = (UNET, "text_encoder", "text_encoder_2")
 
 EMOJI_RATE = 2e-3  # the built-in base is narrow (64–144 channels) and wants a larger rate than Stable Diffusion
 DEFAULT_RATE = 1e-4
@@ -44,10 +48,27 @@ class Samples(Settings):
     guidance: NotNegative = 5.0
 
 
+class Part(Settings):
+    """What one network of the base gets; unset, it is as the settings of the same name outside."""
+
+    train: bool = True  # false: nothing here, whatever the targets say
+    rank: Count | None = None
+    alpha: Rate | None = None
+    learning_rate: Rate | None = None  # of a text encoder: as text_learning_rate
+
+    @property
+    def bare(self) -> bool:
+        return self.rank is None and self.alpha is None and self.learning_rate is None
+
+
 class TrainConfig(Settings):
     images: Path  # folder of pictures, each with a caption in a .txt file of the same stem
     output: Path  # the run folder
     base: NameOrFolder = "emoji"  # a built-in name, or a folder in diffusers' layout
+    vae: Path | None = None  # a folder or file with another VAE than the base's own
+    family: Literal["sd1", "sd2", "sdxl"] | None = None  # None: found from the base's tensors
+    prediction: Literal["epsilon", "v_prediction"] | None = None  # None: found from the base's tensors and configuration
+    variant: str | None = None  # of the files in a folder: fp16, say
     trigger: tuple[str, ...] | str = ()  # the word or words in the captions that call the adapter; recorded in the file
     caption: str | None = None  # for images without a .txt file
     name: str = ""  # the adapter's title; empty: the name of the image folder
@@ -56,12 +77,15 @@ class TrainConfig(Settings):
     rank: Count = 8
     alpha: Rate | None = None  # ΔW = (α / r) B A; None: as the rank, so that the rate does not depend on it
     targets: tuple[str, ...] = DEFAULT
+    unet: Part = Part()
+    text_encoder: Part = Part()
+    text_encoder_2: Part = Part()  # SDXL's second
 
     steps: Count = 300  # optimiser steps
     batch_size: Count = 8
     accumulate: Count = 1  # batches per optimiser step
     learning_rate: Rate | None = None  # None: 2e-3 for the base emoji, 1e-4 for others
-    text_learning_rate: Rate | None = None  # of the text encoder, where it is a target; None: half the learning rate
+    text_learning_rate: Rate | None = None  # of the text encoders, where they are a target; None: half the learning rate
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: CountOrNone = 10  # steps, linear
     weight_decay: NotNegative = 0.01  # of AdamW
@@ -75,8 +99,12 @@ class TrainConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     save_every: CountOrNone = 100  # steps between saved adapters, states and samples; 0: only at the end
     cache: Path | None = None  # folder for latents and embeddings; None: in the run folder
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; parameters, loss and optimiser are fp32 always
+    device: str = "auto"  # cuda, mps or cpu
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of base and products; trained numbers, loss and optimiser are fp32
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, more time
+    vae_tiling: bool = False  # encode large pictures in overlapping tiles
+    compile: bool = False  # torch.compile the U-Net
     prior: Prior = Prior()
     samples: Samples = Samples()
 
@@ -87,7 +115,35 @@ class TrainConfig(Settings):
         for target in self.targets:
             if target not in TARGETS:
                 raise ValueError(f"targets has {target!r}, which is unknown{nearest(target, TARGETS)}")
+        if not self.parts:
+            raise ValueError("every part that has a target is switched off (train = false); leave one on")
+        for name in COMPONENTS:
+            if name not in self.learning and not getattr(self, name).bare:
+                raise ValueError(f"{name} has settings, but nothing in it is trained; add a target that lies there, or leave {name} out")
         return self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What models.load is told beside the base's name."""
+        return {"family": self.family, "prediction": self.prediction, "vae": self.vae, "variant": self.variant}
+
+    @property
+    def parts(self) -> dict[str, apply.Part]:
+        """What each target gets, of those that are switched on."""
+        found = {target: getattr(self, component_of(target)) for target in dict.fromkeys(self.targets)}
+        return {target: apply.Part(part.rank or self.rank, part.alpha or self.alpha) for target, part in found.items() if part.train}
+
+    @property
+    def learning(self) -> list[str]:
+        """The components that are trained."""
+        return [name for name in COMPONENTS if name in {component_of(target) for target in self.parts}]
+
+    def rate(self, component: str) -> float:
+        """The largest learning rate of one of `learning`, once the settings are settled."""
+        common = self.learning_rate if component == UNET else self.text_learning_rate
+        rate = getattr(self, component).learning_rate or common
+        assert rate is not None
+        return rate
 
     @property
     def triggers(self) -> tuple[str, ...]:
@@ -110,11 +166,23 @@ class TrainConfig(Settings):
     def settled(self) -> "TrainConfig":
         """With the defaults that follow from other settings spelled out."""
         rate = self.learning_rate or (EMOJI_RATE if self.base == "emoji" else DEFAULT_RATE)
-        changes = {
+        own = {name: getattr(self, name) for name in self.learning}
+        ranks = {name: part.rank or self.rank for name, part in own.items()}
+        changes: dict[str, Any] = {
+            name: part.model_copy(update={"rank": ranks[name], "alpha": part.alpha or self.alpha or float(ranks[name])})
+            for name, part in own.items()
+        }
+        changes |= {
             "alpha": self.alpha or float(self.rank),
             "learning_rate": rate,
             "text_learning_rate": self.text_learning_rate or rate / 2,
             "output": self.output.absolute(),
             "images": self.images.absolute(),
+            "vae": self.vae and self.vae.absolute(),
         }
         return self.model_copy(update=changes)
+
+
+def component_of(target: str) -> str:
+    """Which of COMPONENTS the target lies in."""
+    return TARGETS[target].partition("\\")[0]

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdlora.conditioning import predict
 from sdlora.errors import SdloraError
-from sdlora.loss import denoising_loss, noised
+from sdlora.hardware import PRECISIONS
+from sdlora.loss import denoising_loss, noised, target
 from sdlora.training.batches import Batch, batches
 from sdlora.training.run import Run
 
@@ -36,13 +38,15 @@ def steps(run: Run, until: int | None = None) -> Iterator[Step]:
         loss = 0.0
         for batch in batches(run.sources, run.config, run.step, len(run.components.alphas_bar)):
             part = batch_loss(run, batch.to(run.components.device))
-            part.backward()
+            run.scaler.scale(part).backward()
             loss += part.item()
+        run.scaler.unscale_(run.optimizer)
         norm = nn.utils.clip_grad_norm_(run.parameters, run.config.clip or math.inf).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and (math.isfinite(norm) or overflow(run))):
             run.optimizer.zero_grad(set_to_none=True)
             raise SdloraError(diagnosis(run, loss, norm))
-        run.optimizer.step()
+        run.scaler.step(run.optimizer)  # in fp16 it leaves out a step whose gradient overflowed
+        run.scaler.update()
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
         yield Step(run.step, loss, norm, rate, time.perf_counter() - start)
@@ -54,20 +58,26 @@ def batch_loss(run: Run, batch: Batch) -> Tensor:
     bar = components.alphas_bar.to(batch.latents.device)[batch.timesteps]
     noisy = noised(batch.latents, batch.noise, bar).to(components.dtype)
     with precision(run):
-        hint = run.conditioning(batch.captions).to(components.dtype)
-        predicted = components.unet(noisy, batch.timesteps, hint, return_dict=False)[0]
-    return (batch.weights * denoising_loss(predicted, batch.noise, bar, run.config.min_snr)).sum()
+        hint = run.prompts(batch.captions).to(dtype=components.dtype)
+        predicted = predict(components.unet, noisy, batch.timesteps, hint, batch.time_ids)
+    wanted = target(batch.latents, batch.noise, bar, components.prediction)
+    return (batch.weights * denoising_loss(predicted, wanted, bar, run.config.min_snr, components.prediction)).sum()
 
 
 def precision(run: Run) -> AbstractContextManager[object]:
-    """Products in bf16 where the settings say so; the loss is computed outside, in fp32."""
-    if run.config.precision == "bf16":
-        return torch.autocast(run.components.device.type, torch.bfloat16)
-    return nullcontext()
+    """Products in bf16 or fp16 where the settings say so; the loss is computed outside, in fp32."""
+    if run.config.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(run.components.device.type, PRECISIONS[run.config.precision])
+
+
+def overflow(run: Run) -> bool:
+    """Whether a gradient that is not a number is the loss scale's doing: then the scale falls, and the training goes on."""
+    return run.scaler.is_enabled() and run.scaler.get_scale() > 1
 
 
 def diagnosis(run: Run, loss: float, norm: float) -> str:
     config = run.config
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-    advice = "try a smaller learning_rate" + (", or precision=fp32" if config.precision == "bf16" else "")
+    advice = "try a smaller learning_rate" + (", or precision=fp32" if config.precision != "fp32" else "")
     return f"{what} in step {run.step + 1} of {config.steps} (learning_rate {config.learning_rate:g}, clip {config.clip:g}); {advice}"

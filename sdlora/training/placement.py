@@ -1,13 +1,16 @@
-"""Where and how a training computes: device, precision, attention, memory layout."""
+"""Where and how a training computes: device, precision, attention, checkpoints of activations."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from sdlora import hardware
 from sdlora.errors import SdloraError
 from sdlora.models import Components
+from sdlora.training.config import TrainConfig
 
 SMALL = 32  # latents up to this wide: attention over at most 1024 places
 
@@ -22,10 +25,7 @@ def device(wanted: str = "auto") -> torch.device:
         from accelerate import PartialState
 
         return PartialState().device
-    try:
-        return torch.empty(0, device=wanted).device
-    except (RuntimeError, AssertionError) as error:
-        raise SdloraError(f"device is {wanted!r}, which is not there; take auto, cpu or cuda") from error
+    return hardware.device(wanted)
 
 
 def precision(wanted: str, where: torch.device) -> str:
@@ -33,8 +33,8 @@ def precision(wanted: str, where: torch.device) -> str:
     if wanted != "auto":
         return wanted
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
-    if launched in ("no", "bf16"):
-        return "bf16" if launched == "bf16" else "fp32"
+    if launched in ("no", "bf16", "fp16"):
+        return "fp32" if launched == "no" else launched
     if where.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if where.type == "cpu" and _cpu_has_bf16() else "fp32"
@@ -48,19 +48,43 @@ def _cpu_has_bf16() -> bool:
 
 
 @contextmanager
-def prepared(components: Components, precision: str) -> Iterator[None]:
-    """The U-Net laid out for speed, and back afterwards. Measured in one thread, 16 × 16 latents, batch 16, rank 8:
-    the classic attention processor in bf16 takes 0.83 of SDPA's time; in fp32 SDPA is the faster one, 0.95."""
+def prepared(components: Components, config: TrainConfig) -> Iterator[None]:
+    """Attention and VAE as the settings say, and as before afterwards. "auto" attention, measured in one thread, 16 × 16
+    latents, batch 16, rank 8: the classic processor in bf16 takes 0.83 of SDPA's time; in fp32 SDPA is the faster one, 0.95."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    unet = components.unet
-    processors = dict(unet.attn_processors)
-    if components.device.type == "cpu" and unet.config.sample_size <= SMALL and precision == "bf16":
+    unet: Any = components.unet
+    processors, tiled = dict(unet.attn_processors), components.vae.use_tiling
+    small = components.device.type == "cpu" and unet.config.sample_size <= SMALL and config.precision == "bf16"
+    if config.attention == "auto" and small:
         unet.set_attn_processor(AttnProcessor())
+    hardware.set_attention(unet, config.attention)
+    hardware.set_tiling(components.vae, config.vae_tiling)
     try:
         yield
     finally:
         unet.set_attn_processor(processors)
+        hardware.set_tiling(components.vae, tiled)
+
+
+@contextmanager
+def checkpointing(components: Components, config: TrainConfig) -> Iterator[None]:
+    """Inside, and if the settings say so, the U-Net and the text encoders that learn keep no activations but those between
+    their blocks, and compute the others a second time for the gradient (Chen et al. 2016, arXiv:1604.06174)."""
+    encoders: list[Any] = [module for name, module in components.modules.items() if name != "unet" and name in config.learning]
+    if config.gradient_checkpointing:
+        components.unet.enable_gradient_checkpointing()
+        for encoder in encoders:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            encoder.train()  # transformers keeps activations in evaluation; CLIP's text encoders know no other difference
+    try:
+        yield
+    finally:
+        if config.gradient_checkpointing:
+            components.unet.disable_gradient_checkpointing()
+            for encoder in encoders:
+                encoder.gradient_checkpointing_disable()
+                encoder.eval()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a training would do, found out without weights and without writing anything."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +20,8 @@ from sdlora.training.run import read_state
 class Target:
     name: str
     layers: int
+    rank: int
+    alpha: float
     parameters: int  # of the adapter, α not counted
     full: int  # of the layers' weights
 
@@ -71,11 +72,11 @@ def targets_of(config: TrainConfig, modules: Mapping[str, nn.Module] | None = No
     modules = modules or models.skeleton(config.base)
     layers = named_layers(modules)
     result = []
-    for target in dict.fromkeys(config.targets):
+    for target, part in config.parts.items():
         weights = [layers[name].weight for name in apply.select(modules, [target])]
         shapes = [tuple(weight.shape) for weight in weights if isinstance(weight, Tensor)]
-        own = sum(config.rank * (_size(shape[1:]) + shape[0]) for shape in shapes)
-        result.append(Target(target, len(shapes), own, sum(map(_size, shapes))))
+        own = sum(part.rank * (_size(shape[1:]) + shape[0]) for shape in shapes)
+        result.append(Target(target, len(shapes), part.rank, part.alpha or float(part.rank), own, sum(map(_size, shapes))))
     return tuple(result)
 
 
@@ -92,17 +93,19 @@ def lines(plan: Plan) -> list[str]:
     batch = f"{c.batch_size} images" + (f" + {c.priors_per_batch} of the base's own" if c.prior.on else "")
     batch += f", {c.accumulate} batches a step" if c.accumulate > 1 else ""
     epochs = c.steps * c.samples_per_step / plan.images
-    rate = f"{c.learning_rate:g}" + (f", text encoder {c.text_learning_rate:g}" if trains_text(c) else "")
+    rate = ", ".join(("" if name == "unet" else name.replace("_", " ") + " ") + f"{c.rate(name):g}" for name in c.learning)
+    alike = len({(target.rank, target.alpha) for target in plan.targets}) == 1
+    size = f"rank {plan.targets[0].rank}, alpha {plan.targets[0].alpha:g}" if alike else "each target of its own rank"
     ends = {"cosine": "then a cosine to 0", "constant": "then constant"}[c.schedule]
     rows = [
         ("base", c.base),
         ("images", f"{plan.images} in {c.images}" + (f", trigger {', '.join(c.triggers)}" if c.triggers else "")),
-        ("adapter", f"LoRA, rank {c.rank}, alpha {c.alpha:g}, {plan.parameters:,} parameters ({_share(plan.parameters, plan.full)})"),
-        *(("", f"{t.name}: {t.layers} layers, {t.parameters:,} of {t.full:,} ({_share(t.parameters, t.full)})") for t in plan.targets),
+        ("adapter", f"LoRA, {size}, {plan.parameters:,} parameters ({_share(plan.parameters, plan.full)})"),
+        *(("", f"{t.name}: {t.layers} layers{_sizes(t, alike)}, {_numbers(t)}") for t in plan.targets),
         ("batch", batch),
         ("steps", f"{c.steps} ({epochs:.1f} times each image)" + (f", {plan.done} of them done" if plan.done else "")),
         ("rate", f"{rate}, {c.warmup} steps of warm-up, {ends}"),
-        ("loss", "ε" + (f", Min-SNR {c.min_snr:g}" if c.min_snr else "") + (", stratified timesteps" if c.stratified else "")),
+        ("loss", (f"Min-SNR {c.min_snr:g}" if c.min_snr else "plain") + (", stratified timesteps" if c.stratified else "")),
         ("output", str(c.output) + (f", saved every {c.save_every} steps" if c.save_every else "")),
     ]
     if c.prior.on:
@@ -111,8 +114,16 @@ def lines(plan: Plan) -> list[str]:
 
 
 def trains_text(config: TrainConfig) -> bool:
-    """Whether a target lies in the text encoder."""
-    return any(re.match(r"text_", target) for target in config.targets)
+    """Whether a text encoder is trained."""
+    return any(component != "unet" for component in config.learning)
+
+
+def _sizes(target: Target, alike: bool) -> str:
+    return "" if alike else f", rank {target.rank}, alpha {target.alpha:g}"
+
+
+def _numbers(target: Target) -> str:
+    return f"{target.parameters:,} of {target.full:,} ({_share(target.parameters, target.full)})"
 
 
 def _share(part: int, whole: int) -> str:

@@ -17,7 +17,7 @@ from sdlora.models import Components
 from sdlora.training import draws, schedule
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
-from sdlora.training.text import Conditioning
+from sdlora.training.text import Prompts
 
 
 @dataclass(eq=False)
@@ -25,11 +25,12 @@ class Run:
     config: TrainConfig  # settled
     components: Components  # with the trainable updates on them
     sources: Sequence[Source]
-    conditioning: Conditioning
+    prompts: Prompts
     identity: Mapping[str, str]  # hashes of what the run was started with: base, images
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
     rates: Sequence[float]  # the largest learning rate of each parameter group
+    scaler: torch.amp.GradScaler  # of the loss, so that fp16 gradients do not vanish; idle in other precisions
     step: int = 0  # optimiser steps done
 
     def set_rate(self) -> float:
@@ -48,6 +49,7 @@ class Run:
             "identity": dict(self.identity),
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
         with atomic.replacing(path) as temporary:
             torch.save(state, temporary)
@@ -62,6 +64,8 @@ class Run:
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
 
@@ -73,18 +77,16 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def trainable(components: Components, config: TrainConfig) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """Put fresh updates onto the targets: all parameters, and AdamW's groups (U-Net, text encoder)."""
-    names = apply.select(components.modules, config.targets)
-    rates = {"unet": config.learning_rate, "text_encoder": config.text_learning_rate}
+    """Put fresh updates onto the targets: all parameters, and AdamW's groups (U-Net, text encoders)."""
+    ranks, alphas = apply.plan(components.modules, config.parts)
     source = draws.generator(config.seed, "first weights")
     parameters: list[nn.Parameter] = []
     groups = []
     for component, module in components.modules.items():
-        own = [name for name in names if name.startswith(component + ".")]
+        own = [name for name in ranks if name.startswith(component + ".")]
         if own:
-            assert config.alpha is not None
-            fresh = apply.inject({component: module}, own, config.rank, config.alpha, source)
-            groups.append({"params": fresh, "lr": rates[component]})
+            fresh = apply.inject({component: module}, own, ranks, alphas, source)
+            groups.append({"params": fresh, "lr": config.rate(component)})
             parameters += fresh
     return parameters, groups
 
@@ -98,7 +100,7 @@ def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
 def metadata(run: Run) -> dict[str, str]:
     """The file's header: what the adapter is, what it was made from and how. No path of this machine."""
     config = run.config
-    settings = config.model_dump(mode="json", exclude={"images", "output", "cache", "base", "device", "samples", "save_every"})
+    settings = config.model_dump(mode="json", exclude={"images", "output", "cache", "base", "vae", "device", "samples", "save_every"})
     captions = run.sources[0].data.captions
     tags: dict[str, int] = {}
     for caption in captions:

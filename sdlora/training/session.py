@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sdlora import apply, files, models
+import torch
+from torch import nn
+
+from sdlora import apply, files, hardware, models
 from sdlora.data import Cache, Encoded, encode, fingerprint
 from sdlora.errors import SdloraError
 from sdlora.models import Components
@@ -34,7 +37,8 @@ def train(
 
     draw        called with every adapter that is saved; puts its picture at Layout(config.output).sample(step)
     imagine     draws the base's own pictures for prior preservation; needed with prior.prompts only
-    components  the base, if it is loaded already; by default config.base is loaded. It comes back as it was.
+    components  the base, if it is loaded already; it comes back as it was. By default config.base is loaded, and with no `draw`
+                to need them, the VAE and the text encoders that do not learn are let go of once everything is encoded.
 
     An interrupted run, even a killed one, ends in the same bytes as one that was never stopped (CPU, same number of
     threads). SdloraError for everything a user can mend; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved.
@@ -44,12 +48,13 @@ def train(
     found = planning.checked(config)
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
-    components = components or models.load(config.base, placement.device(config.device))
+    alone = components is None
+    components = components or loaded(config, report.say)
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
     layouts.begin(place, config)
-    with placement.prepared(components, config.precision), placement.deterministic(components.device), report:
+    with placement.prepared(components, config), placement.deterministic(components.device), report:
         cache = Cache(config.cache or place.cache)
         sources = [Source("images", _encoded(found, components, config, cache, report), config.batch_size, 1.0)]
         if config.prior.on:
@@ -58,15 +63,40 @@ def train(
             sources.append(Source("prior", _encoded(own, components, config, cache, report), config.priors_per_batch, config.prior.weight))
         identity = {"base model": components.hash, "images": fingerprint(found)}
         try:
-            return _carry_out(_run(config, components, sources, cache, identity), place, draw, report)
+            run = _run(config, components, sources, cache, identity)
+            with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
+                with hardware.compiled(components.unet, config.compile):
+                    return _carry_out(run, place, draw, report)
         finally:
             apply.eject(components.modules)
 
 
+def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Components:
+    """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for."""
+    where = placement.device(config.device)
+    dtype = hardware.dtype(placement.precision(config.precision, where))
+    return models.load(config.base, where, dtype, say=None if config.base in models.BUILT_IN else say, **config.reading)
+
+
+def unused(run: Run) -> list[nn.Module]:
+    """What the steps do without, now that all is encoded: the VAE, and text encoders of which none learns."""
+    encoders = [] if planning.trains_text(run.config) else list(run.components.text_encoders)
+    return [run.components.vae, *encoders]
+
+
+@contextmanager
+def idle_parts(run: Run, gone: bool) -> Iterator[None]:
+    """Inside, `unused` parts wait in the CPU's memory, or nowhere at all if they are not needed again."""
+    if gone:
+        hardware.release(unused(run))
+        yield
+        return
+    with hardware.resident(unused(run), torch.device("cpu")):
+        yield
+
+
 def fitted(config: TrainConfig, components: Components) -> TrainConfig:
     """The settings that only the loaded base and its device can tell, spelled out; SdloraError if the base cannot serve."""
-    if components.prediction != "epsilon":
-        raise SdloraError(f"{components.name} predicts {components.prediction}; this version trains bases that predict epsilon")
     multiple = components.factor * 2 ** (len(components.unet.config.block_out_channels) - 1)
     resolution = config.resolution or components.size
     if resolution % multiple:
@@ -85,10 +115,11 @@ def _encoded(found: list, components: Components, config: TrainConfig, cache: Ca
 def _run(config: TrainConfig, components: Components, sources: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
     captions = [caption for source in sources for caption in source.data.captions]
     learns_text = planning.trains_text(config)
-    conditioning = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
+    prompts = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
     parameters, groups = trainable(components, config)
     rates = [group["lr"] for group in groups]
-    return Run(config, components, sources, conditioning, identity, parameters, adamw(groups, config), rates)
+    scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
+    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates, scaler)
 
 
 def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:
@@ -133,7 +164,8 @@ def _save(run: Run, place: Layout) -> None:
 
 def _draw(run: Run, place: Layout, draw: Draw | None) -> None:
     if draw is not None and not place.sample(run.step).exists():
-        with apply.suspended(run.components.modules):
+        components = run.components
+        with apply.suspended(components.modules), hardware.plain(components.unet), hardware.resident(unused(run), components.device):
             draw(_file(run, place), run.step)
 
 

@@ -1,36 +1,42 @@
-"""What the U-Net is told about a sample: embeddings cached once, or, where the text encoder is trained, made anew each time."""
+"""What the U-Net is told about a sample: embeddings cached once, or, where a text encoder is trained, made anew each time."""
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
+from sdlora import conditioning
+from sdlora.conditioning import Conditioning
 from sdlora.data import Cache
-from sdlora.data.encode import embeddings
+from sdlora.data.encode import absent, embeddings
 from sdlora.models import Components
-from sdlora.training.batches import DROPPED
 
-Conditioning = Callable[[Sequence[str]], Tensor]  # captions -> (n, 77, width)
-
-
-def cached(captions: Sequence[str], components: Components, cache: Cache) -> Conditioning:
-    """From a table made before the training, for a frozen text encoder."""
-    rows = {caption: i for i, caption in enumerate(dict.fromkeys((DROPPED, *captions)))}
-    table = embeddings(list(rows), components, cache).to(components.device)
-    return lambda batch: table[torch.tensor([rows[caption] for caption in batch], device=table.device)]
+Prompts = Callable[[Sequence[str | None]], Conditioning]  # captions, None for a dropped one -> n rows
 
 
-def encoded(captions: Sequence[str], components: Components) -> Conditioning:
-    """By the text encoder as it is at the moment, with gradients."""
-    unique = list(dict.fromkeys((DROPPED, *captions)))
-    tokenizer, encoder = components.tokenizer, components.text_encoder
-    ids = tokenizer(unique, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids
-    table = dict(zip(unique, ids.to(components.device), strict=True))
+def cached(captions: Sequence[str], components: Components, cache: Cache) -> Prompts:
+    """From a table made before the training, for frozen text encoders."""
+    unique = list(dict.fromkeys(captions))
+    rows: dict[str | None, int] = {caption: i for i, caption in enumerate((None, *unique))}
+    table = conditioning.cat([absent(components, cache), embeddings(unique, components, cache)]).to(components.device)
+    return lambda batch: table[torch.tensor([rows[caption] for caption in batch], device=table.context.device)]
 
-    def encode(batch: Sequence[str]) -> Tensor:
-        own = list(dict.fromkeys(batch))  # a caption that occurs twice is encoded once
-        row = {caption: i for i, caption in enumerate(own)}
-        states = encoder(torch.stack([table[caption] for caption in own])).last_hidden_state
-        return states[torch.tensor([row[caption] for caption in batch], device=states.device)]
+
+def encoded(captions: Sequence[str], components: Components) -> Prompts:
+    """By the text encoders as they are at the moment, with gradients. A dropped caption is told as zeros where the base knows
+    them, and else as an empty one."""
+    unique = list(dict.fromkeys(("", *captions)))
+    ids = [own.to(components.device) for own in conditioning.tokens(components, unique)]
+    number = {caption: i for i, caption in enumerate(unique)}
+
+    def encode(batch: Sequence[str | None]) -> Conditioning:
+        own = list(dict.fromkeys(caption or "" for caption in batch))  # a caption that occurs twice is encoded once
+        place = {caption: i for i, caption in enumerate(own)}
+        rows = torch.tensor([number[caption] for caption in own], device=components.device)
+        states = conditioning.encode_tokens(components, [table[rows] for table in ids])
+        hint = states[torch.tensor([place[caption or ""] for caption in batch], device=components.device)]
+        if not components.zeros_for_empty or None not in batch:
+            return hint
+        kept = torch.tensor([caption is not None for caption in batch], device=components.device)
+        return conditioning.masked(hint, kept)
 
     return encode

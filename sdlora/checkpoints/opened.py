@@ -1,0 +1,68 @@
+"""A base model on disk, opened: what it is and which tensor is which, before any weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdlora.checkpoints import build
+from sdlora.checkpoints.identify import Prediction
+from sdlora.checkpoints.stored import Stored
+from sdlora.errors import SdloraError
+from sdlora.families import Family
+
+KINDS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}  # and each family's text encoders
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A base model: components are "unet", "vae", "text_encoder" and for SDXL "text_encoder_2"."""
+
+    path: Path
+    family: Family
+    prediction: Prediction
+    schedule: dict[str, Any]  # a scheduler's configuration, as in diffusers' scheduler_config.json
+    configs: dict[str, dict[str, Any]]  # of each component
+    modules: dict[str, Any]  # the components on the meta device
+    weights: dict[str, dict[str, Stored]]  # of each component, by plain names; not yet checked
+    tokenizers: tuple[Path | str, ...]  # a folder; or, for CLIP's vocabulary in the package, what prompts are filled up with
+    files: tuple[Path, ...]  # with the weights, in a fixed order
+    vae_files: tuple[Path, ...] = ()  # of a VAE of its own
+    zeros_for_empty: bool = False  # without a prompt the U-Net is told zeros (SDXL)
+    surplus: tuple[str, ...] = ()  # names in the file that no component takes and that are not known to be idle
+    notes: tuple[str, ...] = ()  # what else is to be said of it
+
+    @property
+    def name(self) -> str:
+        path = self.path.resolve()
+        return path.name if path.is_dir() else path.stem
+
+    def missing(self, component: str) -> list[str]:
+        return [name for name in build.shapes(self.modules[component]) if name not in self.weights[component]]
+
+    def check(self) -> None:
+        """SdloraError unless every component is complete and nothing strange is among the U-Net's tensors."""
+        for component, module in self.modules.items():
+            if component == "vae" and not self.weights["vae"]:
+                raise SdloraError(f"{self.path} has no VAE; give one with it, a file or a folder")
+            build.check(component, module, self.weights[component], self.path)
+        strange = [name for name in self.surplus if name.startswith(("unet.", "model.diffusion_model."))]
+        if strange:
+            raise SdloraError(
+                f"{self.path} has {len(strange)} tensors that the U-Net of {self.family.title} does not have: {build.some(strange)}"
+            )
+
+    def loaded(self, component: str, device: str | torch.device, dtype: torch.dtype) -> Any:
+        """The component with its weights; the meta one of `modules` becomes it."""
+        return build.fill(self.modules[component], self.weights[component], device, dtype)
+
+
+def kinds(family: Family) -> dict[str, str]:
+    """Component -> the class that it is of, in diffusers or transformers."""
+    return {**KINDS, **dict(family.text_encoders)}
+
+
+def skeletons(family: Family, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {component: build.skeleton(kind, configs[component]) for component, kind in kinds(family).items()}

@@ -1,0 +1,40 @@
+"""The script of the full-size proof, held up on narrow bases: every step of it runs, and its comparison can fail."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "train" / "full_size.py"), *map(str, words)]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_proof_of_stock_diffusers_and_peft_holds_on_a_narrow_sdxl_and_can_fail(bases, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    settings = ("check", bases("sdxl"), "--work", tmp_path, "--small", 64, "--precision", "fp32")
+    done = run(*settings, "--step", "train-small", "--step", "ours", "--step", "theirs")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("peak") == 3 and done.stdout.count("of the largest value apart") == 2
+    said = load_file(tmp_path / "ours.safetensors")
+    save_file({name: tensor * 1.001 for name, tensor in said.items()}, tmp_path / "ours.safetensors")
+    wrong = run(*settings, "--step", "theirs")
+    assert wrong.returncode and "not the same as stock diffusers" in wrong.stderr
+
+
+@pytest.mark.parametrize("kind, parameters", [("sd1", 859_520_964), ("sdxl", 2_567_463_684)])
+def test_the_full_size_u_nets_have_as_many_parameters_as_the_real_ones(kind, parameters):
+    import torch
+
+    import full_size
+
+    with torch.device("meta"):
+        _, unet = full_size.built("UNet2DConditionModel", full_size.configuration(kind, "unet"))
+    assert sum(p.numel() for p in unet.parameters()) == parameters
