@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdlora.checkpoints import Opened, external, folder, hashes, hub, measure, single, tokenizer
+from sdlora.checkpoints import Opened, configs, external, folder, hashes, hub, measure, single, tokenizer
 from sdlora.checkpoints.opened import kinds, skeletons
 from sdlora.errors import SdloraError, nearest
 from sdlora.families import FAMILIES
@@ -144,7 +144,7 @@ def load(
     foretold, why = found.prediction.kind, found.prediction.why
     if foretold is None:
         foretold, why = _measured(unet, tokenizers[0], text_encoders[0])
-        unet.register_to_config(sample_size=single.packaged(found.family.name, foretold)["unet"]["sample_size"])
+        unet.register_to_config(sample_size=configs.packaged(found.family.name, foretold)["unet"]["sample_size"])
     upcast = found.family.pooled and found.modules["vae"].config.force_upcast
     autoencoder = found.loaded("vae", device, vae_dtype(dtype, upcast))
     if say:

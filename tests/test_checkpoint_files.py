@@ -28,6 +28,12 @@ from sdlora.schedule import alphas_bar, zero_terminal
 EVERY = pytest.mark.parametrize("family", FAMILIES)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """Nothing is written into the user's cache folder."""
+    monkeypatch.setenv("SDLORA_CACHE", str(tmp_path / "hashes"))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A function family -> (folder in diffusers' layout, saved by diffusers; the single file that sdlora writes of it)."""
