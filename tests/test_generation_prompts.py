@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from sdlora import apply, files, models
+from sdlora import apply, files, latents
 from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, draw, generate
@@ -51,14 +51,14 @@ def by_hand(
         u = d(negative)
         denoised = u + sum(request.guidance * weight * (d(context) - u) for weight, context in conds(i))
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
-    image = (models.decode(components, x)[0] / 2 + 0.5) * 255
+    image = (latents.decode(components, x)[0] / 2 + 0.5) * 255
     return image.round().permute(1, 2, 0).numpy().astype(int)
 
 
 @pytest.fixture(scope="module")
 def embed(components):
     """text -> (1, 77 k, width)"""
-    return lambda text, **settings: encode(components.tokenizer, components.text_encoder, [text], **settings).context
+    return lambda text, **settings: encode(components.tokenizers[0], components.text_encoders[0], [text], **settings).context
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_picture_does_not_depend_on_the_prompts_beside_it(components):
 def test_each_text_is_encoded_once_however_many_pictures_and_steps(components):
     calls = []
     requests = [Request("a [cat|dog] AND the sun", "a dog", seed=seed, steps=STEPS) for seed in (1, 2, 3)]
-    with components.text_encoder.register_forward_hook(lambda m, inputs, output: calls.append(1)):
+    with components.text_encoders[0].register_forward_hook(lambda m, inputs, output: calls.append(1)):
         pixels(components, requests, batch=1)
     assert len(calls) == 3
 

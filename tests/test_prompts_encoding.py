@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdlora import models
+from sdlora import conditioning
 from sdlora.errors import SdloraError
 from sdlora.prompts import Marks, Memory, chunked, encode
 from sdlora.prompts.encode import chunks_of, marks_of
@@ -72,14 +72,14 @@ def test_no_token_is_lost_or_moved(spans: list, backtrack: int):
 
 
 def encoded(components, *texts: str, **settings) -> torch.Tensor:
-    return encode(components.tokenizer, components.text_encoder, texts, **settings).context
+    return encode(components.tokenizers[0], components.text_encoders[0], texts, **settings).context
 
 
 def in_fp64(components, ids: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], skip: int = 1, norm: bool = True, rescale=True):
     """z of rows of 77 tokens: the encoder itself in double precision, its layers by hooks, weights and mean by hand."""
     from copy import deepcopy
 
-    twin, layers = deepcopy(components.text_encoder).double(), []
+    twin, layers = deepcopy(components.text_encoders[0]).double(), []
     for layer in twin.encoder.layers:
         layer.register_forward_hook(lambda m, i, o: layers.append(o[0] if isinstance(o, tuple) else o))
     with torch.no_grad():
@@ -92,12 +92,12 @@ def in_fp64(components, ids: Sequence[Sequence[int]], weights: Sequence[Sequence
 
 @pytest.mark.parametrize("text", ["a cat face, flat emoji", "", "a dog , 3d emoji", "the sun"])
 def test_a_plain_text_is_what_the_tokenizer_and_encoder_make_of_it_bit_for_bit(components, text: str):
-    assert torch.equal(encoded(components, text), models.encode_text(components, [text]))
+    assert torch.equal(encoded(components, text), conditioning.encode_text(components, [text]).context)
 
 
 @pytest.mark.parametrize(("emphasis", "rescale"), [("Original", True), ("No norm", False)])
 def test_emphasis_multiplies_and_restores_the_mean_of_the_call(components, emphasis: str, rescale: bool):
-    text, ids = "a (cat:1.5) [face]", components.tokenizer("a cat face").input_ids
+    text, ids = "a (cat:1.5) [face]", components.tokenizers[0]("a cat face").input_ids
     assert len(ids) == 5, "the tiny vocabulary has these words as one token each"
     weights = [1, 1, 1.5, 1 / 1.1, *[1] * 73]
     expected = in_fp64(components, [ids + [ids[-1]] * 72], [weights], rescale=rescale)
@@ -107,11 +107,11 @@ def test_emphasis_multiplies_and_restores_the_mean_of_the_call(components, empha
 
 def test_ignored_emphasis_is_none_at_all_and_without_it_brackets_are_text(components):
     assert torch.equal(encoded(components, "a (cat:1.5) [face]", emphasis="Ignore"), encoded(components, "a cat face"))
-    assert torch.equal(encoded(components, "a (cat)", emphasis="None"), models.encode_text(components, ["a (cat)"]))
+    assert torch.equal(encoded(components, "a (cat)", emphasis="None"), conditioning.encode_text(components, ["a (cat)"]).context)
 
 
 def test_the_mean_is_of_all_texts_of_a_schedule_as_in_a1111(components):
-    both, ids = encoded(components, "a (cat:1.5)", "a dog"), [components.tokenizer(text).input_ids for text in ("a cat", "a dog")]
+    both, ids = encoded(components, "a (cat:1.5)", "a dog"), [components.tokenizers[0](text).input_ids for text in ("a cat", "a dog")]
     assert [len(row) for row in ids] == [4, 4]
     rows = [row + [row[-1]] * 73 for row in ids]
     expected = in_fp64(components, rows, [[1, 1, 1.5, *[1] * 74], [1] * 77])
@@ -121,7 +121,7 @@ def test_the_mean_is_of_all_texts_of_a_schedule_as_in_a1111(components):
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_clip_skip_reads_an_earlier_layer_through_the_final_norm(components, norm: bool):
-    ids = components.tokenizer("a cat face").input_ids
+    ids = components.tokenizers[0]("a cat face").input_ids
     expected = in_fp64(components, [ids + [ids[-1]] * 72], [[1.0] * 77], skip=2, norm=norm)
     found = encoded(components, "a cat face", clip_skip=2, final_norm=norm)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -137,18 +137,18 @@ def test_long_texts_are_chunks_side_by_side_and_shorter_ones_get_empty_chunks(co
 
 
 def test_the_comma_of_the_tokenizer_is_the_one_looked_for(components):
-    marks, ids = marks_of(components.tokenizer), components.tokenizer(",", add_special_tokens=False).input_ids
+    marks, ids = marks_of(components.tokenizers[0]), components.tokenizers[0](",", add_special_tokens=False).input_ids
     assert [marks.comma] == ids and marks.length == 75
     text = "cat " * 60 + ", " + "dog " * 15
-    assert [chunk.ids.count(ids[0]) for chunk in chunks_of(components.tokenizer, text)] == [1, 0]
-    assert chunks_of(components.tokenizer, text)[0].ids[62:] == (marks.end,) * 15
+    assert [chunk.ids.count(ids[0]) for chunk in chunks_of(components.tokenizers[0], text)] == [1, 0]
+    assert chunks_of(components.tokenizers[0], text)[0].ids[62:] == (marks.end,) * 15
 
 
 def test_each_chunk_is_encoded_once(components):
     calls, memory = [], Memory()
-    with components.text_encoder.register_forward_hook(lambda m, inputs, output: calls.append(1)):
-        encode(components.tokenizer, components.text_encoder, ["a cat BREAK a dog", "a dog", "a (cat:1.3)"], memory=memory)
-        encode(components.tokenizer, components.text_encoder, ["a dog", ""], memory=memory)
+    with components.text_encoders[0].register_forward_hook(lambda m, inputs, output: calls.append(1)):
+        encode(components.tokenizers[0], components.text_encoders[0], ["a cat BREAK a dog", "a dog", "a (cat:1.3)"], memory=memory)
+        encode(components.tokenizers[0], components.text_encoders[0], ["a dog", ""], memory=memory)
     assert len(calls) == 3  # a cat, a dog, nothing
 
 
@@ -167,7 +167,7 @@ def test_impossible_settings_are_refused(components, settings: dict, message: st
 def second(components):
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    words = components.tokenizer
+    words = components.tokenizers[0]
     ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": 0}
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": 16}
     with torch.random.fork_rng():
@@ -189,7 +189,7 @@ class Padded:
 
 
 def test_the_pooled_vector_is_the_first_chunks_and_not_touched_by_emphasis_or_skip(components, second):
-    tokenizer = Padded(components.tokenizer)
+    tokenizer = Padded(components.tokenizers[0])
     sdxl = {"clip_skip": 2, "final_norm": False}
     found = encode(tokenizer, second, ["a (cat:1.5) BREAK a dog"], **sdxl)
     ids = tokenizer("a cat").input_ids
@@ -202,6 +202,6 @@ def test_the_pooled_vector_is_the_first_chunks_and_not_touched_by_emphasis_or_sk
 
 
 def test_rows_are_the_texts_alone(components, second):
-    both = encode(Padded(components.tokenizer), second, ["a cat", "a dog"])
-    one = encode(Padded(components.tokenizer), second, ["a dog"])
+    both = encode(Padded(components.tokenizers[0]), second, ["a cat", "a dog"])
+    one = encode(Padded(components.tokenizers[0]), second, ["a dog"])
     assert torch.equal(both.row(1).context, one.context) and torch.equal(both.row(1).pooled, one.pooled)
