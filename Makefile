@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# two processes of one thread each: the networks of the tests are too small for more
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test fast check format clean
@@ -28,10 +30,10 @@ demo: $(READY)  ## train two adapters and draw with them; prints where the pictu
 	@$(BIN)/sdlora demo
 
 test: check  ## everything that has to pass: style, types, all tests
-	@$(BIN)/python -m pytest
+	@$(TESTS)
 
 fast: $(READY)  ## the tests without the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(TESTS) -m "not slow"
 
 check: $(READY)  ## style and types
 	@$(BIN)/ruff check .

@@ -406,6 +406,7 @@ class Program:
         return os.system, ("true",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_precision_is_the_files_numbers_rounded_once(made, dtype):
     exact, rounded = models.load(made("sdxl")[1]), models.load(made("sdxl")[1], dtype=dtype)

@@ -8,7 +8,8 @@ import torch
 
 from sdlora import conditioning, generation, models
 from sdlora.errors import SdloraError
-from sdlora.generation import Request
+from sdlora.generation import Request, conditions
+from sdlora.generation.schedules import schedule
 
 STEPS = 4  # 999 / 3 is whole, so that diffusers' timesteps are the training's and both know their σ without interpolating
 CLOSE = 1e-4  # of the latents' largest value, fp32: both walk the same steps, and differ by rounding (measured: see the assertion)
@@ -81,9 +82,8 @@ def test_zero_terminal_snr_draws_as_in_diffusers(bases, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}))
     request = Request("a cat face", seed=3, steps=STEPS)
     components = models.load(folder)
-    assert components.alphas_bar[-1] == 0 and generation.sampler.uniform(components.alphas_bar, 4).sigmas[0] == pytest.approx(
-        4096, rel=1e-6
-    )
+    assert components.alphas_bar[-1] == 0
+    assert schedule("uniform", components.alphas_bar, 4).sigmas[0] == pytest.approx(4096, rel=1e-6)
     assert_same(ours(components, request), theirs(pipeline(folder), request))
 
 
@@ -119,3 +119,21 @@ def test_sizes_are_refused_where_they_cannot_act(loaded):
         generation.generate(loaded("sd1"), [Request("a cat", crop=(8, 8))])
     with pytest.raises(SdloraError, match="original is"):
         Request("a cat", original=(0, 8))
+
+
+def test_sdxl_reads_the_last_layer_but_one_whatever_the_clip_skip_and_refuses_what_it_cannot_do(loaded):
+    base = loaded("sdxl")
+    plain = ours(base, Request("a cat face", seed=3, steps=STEPS))
+    assert torch.equal(plain, ours(base, Request("a cat face", seed=3, steps=STEPS, clip_skip=2)))
+    with pytest.raises(SdloraError, match="always reads the last layer but one"):
+        ours(base, Request("a cat face", seed=3, steps=STEPS, clip_skip=3))
+
+
+def test_sdxls_pooled_vector_is_the_one_of_the_first_chunk(loaded):
+    base = loaded("sdxl")
+    texts = conditions.Texts(base, base.device)
+    first = texts.timed("a cat", Request("a cat", steps=STEPS), None).at(0)
+    both = texts.timed("a cat BREAK a dog", Request("a cat", steps=STEPS), None).at(0)
+    assert both.context.shape[1] == 2 * 77 and torch.equal(both.context[:, :77], first.context)
+    assert torch.equal(both.pooled, first.pooled)
+    assert torch.equal(first.context, conditioning.encode_text(base, ["a cat"]).context)
