@@ -86,7 +86,7 @@ def evaluate_base(base: str, work: Path, output: Path) -> None:
         prompts = lines(f"{name}.txt")
         pictures = draw(components, prompts, [1] * len(prompts))
         contact_sheet(rows(pictures, width), [], [], output / f"{name}.png", cell_labels=rows(prompts, width))
-    seeds = lines("prompts.txt")[:5] + ["a cat", "a house, pixel art"]
+    seeds = lines("prompts.txt")[:5] + ["a frog", "a rocket", "a house, pixel art"]
     pictures = draw(components, [p for p in seeds for _ in range(4)], [1, 2, 3, 4] * len(seeds))
     contact_sheet(rows(pictures, 4), seeds, [f"seed {i}" for i in range(1, 5)], output / "seeds.png")
     words = icons.concepts()

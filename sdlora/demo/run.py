@@ -141,6 +141,7 @@ def timing_settings(demo: Demo, adapter: Path, triggers: Triggers, folder: Path)
         adapter=str(adapter),
         prompts=tuple(scenes.prompts(style, triggers, ROWS[:4])),
         steps=demo.steps,
+        conditions=("base", "base again", "fused", "stacked"),
         blocks=2 if demo.fast else 8,
         repeats=2 if demo.fast else 5,
         output=folder / "benchmark",
