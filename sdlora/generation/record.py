@@ -112,6 +112,7 @@ def _label(row: Sequence[Picture], several: bool, seeds: bool) -> str:
 
 
 def _title(request: Request, prompts: int) -> str:
-    adapters = " + ".join(f"{Path(path).stem} {strength(eta)}" for path, eta in request.adapters) or "no adapter"
-    facts = f"{adapters} · {request.method} · {request.steps} steps · guidance {request.guidance:g}"
+    adapters = " + ".join(f"{Path(path).stem} {strength(eta)}" for path, eta in request.adapters)
+    none = "adapters by the prompt" if request.tagged else "no adapter"
+    facts = f"{adapters or none} · {request.method} · {request.steps} steps · guidance {request.guidance:g}"
     return facts if prompts > 1 else f"{request.prompt}\n{facts}"
