@@ -32,7 +32,7 @@ def test_a_prompt_keeps_what_surrounds_the_thing():
 
 
 def test_the_columns_are_those_that_were_promised():
-    assert [(c.style, c.character) for c in COLUMNS] == [(0, 0), (0.5, 0), (1, 0), (0, 1), (1, 1)]
+    assert [(c.style, c.character) for c in COLUMNS] == [(0, 0), (0.5, 0), (1, 0), (0, 1), (0.7, 1)]
 
 
 def test_a_row_has_one_seed_so_that_only_the_adapters_differ():

@@ -59,7 +59,7 @@ COLUMNS = (
     Column("half the style", style=0.5),
     Column("the style", style=1.0),
     Column("the character", character=1.0),
-    Column("both together", style=0.7, character=1.0),
+    Column("both together", style=0.7, character=1.0),  # at style 1 the robot's eyes are drawn over
 )
 
 
