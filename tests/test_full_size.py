@@ -29,6 +29,26 @@ def test_the_proof_of_stock_diffusers_and_peft_holds_on_a_narrow_sdxl_and_can_fa
     assert wrong.returncode and "not the same as stock diffusers" in wrong.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_the_proof_of_folder_and_single_file_holds_on_a_narrow_base_and_can_fail(bases, tmp_path, kind):
+    from safetensors.torch import load_file, save_file
+
+    settings = ("check", bases(kind), "--work", tmp_path, "--precision", "fp32")
+    done = run(*settings, *(f"--step={step}" for step in ("single", "back", "tensors", "say", "say-single")))
+    assert done.returncode == 0, done.stderr[-2000:]
+    encoders = {"sd1": 1, "sdxl": 2}[kind]
+    assert done.stdout.count("bit-equal there and back") == encoders + 2
+    assert done.stdout.count("in diffusers' reading of the single file") == 2
+    assert "outputs bit-equal" in done.stdout
+    stored = load_file(tmp_path / "single.safetensors")
+    key = next(key for key in stored if "input_blocks" in key and "to_k" in key)
+    save_file(stored | {key: stored[key] * 1.001}, tmp_path / "single.safetensors")
+    for step, words in (("tensors", "unet: 1 tensors differ"), ("say-single", "outputs: ")):
+        wrong = run(*settings, "--step", step)
+        assert wrong.returncode and words in wrong.stderr
+
+
 @pytest.mark.parametrize("kind, parameters", [("sd1", 859_520_964), ("sdxl", 2_567_463_684)])
 def test_the_full_size_u_nets_have_as_many_parameters_as_the_real_ones(kind, parameters):
     import torch
