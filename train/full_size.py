@@ -14,7 +14,7 @@ memory (VmHWM: pages of mapped files counted). The steps, by default all in this
     generate        one picture at --small pixels with the trained adapter, two steps with guidance
     generate-native one picture at the base's own size, two steps with guidance
     ours, theirs    the adapter of train-small: what the U-Net and the text encoders say with it, from sdlora, and from stock
-                    diffusers + PEFT, which is compared
+                    diffusers + PEFT, which is compared; in bf16, if `ours` was run in fp32 before, also how far each is from that
 """
 
 import argparse
@@ -212,7 +212,7 @@ def inputs() -> tuple[Any, Any, Any]:
 
 
 def ours(base: Path, work: Path, precision: str) -> None:
-    """What sdlora says, without and with the adapter, into WORK/ours.safetensors."""
+    """What sdlora says, without and with the adapter, into WORK/ours.PRECISION.safetensors."""
     import torch
     from safetensors.torch import save_file
 
@@ -228,7 +228,7 @@ def ours(base: Path, work: Path, precision: str) -> None:
                 hint = conditioning.encode_text(components, [PROMPT])
                 output = conditioning.predict(components.unet, x.to(components.dtype), t, hint, ids)
                 said |= {f"{name}.unet": output.contiguous(), f"{name}.context": hint.context.contiguous()}
-    save_file(said, work / "ours.safetensors")
+    save_file(said, work / f"ours.{precision}.safetensors")
     tell()
 
 
@@ -240,7 +240,7 @@ def theirs(base: Path, work: Path, precision: str) -> None:
 
     from sdlora import hardware
 
-    said, dtype = load_file(work / "ours.safetensors"), hardware.dtype(precision)
+    said, dtype = load_file(work / f"ours.{precision}.safetensors"), hardware.dtype(precision)
     xl = (base / "text_encoder_2").exists()
     pipe = getattr(diffusers, "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline").from_pretrained(base, torch_dtype=dtype)
     pipe.load_lora_weights(work / "train-small", weight_name="adapter.safetensors")
@@ -253,11 +253,16 @@ def theirs(base: Path, work: Path, precision: str) -> None:
             (context, _), added = pipe.encode_prompt(PROMPT, "cpu", 1, False), None
         output = pipe.unet(x.to(dtype), t, context, added_cond_kwargs=added).sample
     tell()
+    exact = load_file(full) if precision != "fp32" and (full := work / "ours.fp32.safetensors").exists() else {}
     bound = CLOSE[str(dtype).removeprefix("torch.")]
     for part, other in (("unet", output), ("context", context)):
         scale = other.float().abs().max()
         apart, moved = ((said[f"{who}.{part}"].float() - other.float()).abs().max() / scale for who in ("ours", "base"))
         print(f"    {part}: {apart:.1e} of the largest value apart (bound {bound:.0e}); the adapter changes {moved:.1e}")
+        if exact:
+            both = {"sdlora": said[f"ours.{part}"], "stock": other}
+            rounding = {who: (it.float() - exact[f"ours.{part}"]).abs().max() / scale for who, it in both.items()}
+            print(f"    {part}: from fp32, " + ", ".join(f"{who} is {off:.1e} away" for who, off in rounding.items()))
         if not apart <= bound or not moved > bound:
             raise SystemExit(f"{part}: not the same as stock diffusers + PEFT, or the adapter changes too little to tell")
 
