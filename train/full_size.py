@@ -3,20 +3,22 @@
     python train/full_size.py make sd1 FOLDER      # SD 1.5, 2.1 GB in bf16; or sdxl, 6.9 GB: a folder in diffusers' layout
     python train/full_size.py check FOLDER --work WORK [--step NAME …] [--small 256]
 
-Each step runs in a process of its own and prints its times and the process's largest resident memory (pages of mapped files
-counted). The steps, by default all in this order:
+Each step runs in a process of its own and prints its times, the whole process's wall and CPU time, and its largest resident
+memory (VmHWM: pages of mapped files counted). The steps, by default all in this order:
 
-    train-small     one training step at --small pixels: U-Net and, rank 4, text encoders
+    single, back    sdlora base convert: the folder to WORK/single.safetensors, and that to the folder WORK/back
+    tensors         every tensor of the folder is in WORK/back, bit for bit, and in what diffusers itself reads of the single file
+    say, say-single what U-Net, text encoders and VAE say, of the folder and of the single file, which is compared bit for bit
+    train-small     two training steps at --small pixels: U-Net and, rank 4, text encoders; SDXL's with gradient checkpointing
     train-native    one training step at the base's own size, U-Net alone, with gradient checkpointing
     generate        one picture at --small pixels with the trained adapter, two steps with guidance
     generate-native one picture at the base's own size, two steps with guidance
     ours, theirs    the adapter of train-small: what the U-Net and the text encoders say with it, from sdlora, and from stock
-                    diffusers + PEFT, which is compared
+                    diffusers + PEFT, which is compared; in bf16, if `ours` was run in fp32 before, also how far each is from that
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,7 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STEPS = ("train-small", "train-native", "generate", "generate-native", "ours", "theirs")
+STEPS = ("single", "back", "tensors", "say", "say-single", "train-small", "train-native", "generate", "generate-native", "ours", "theirs")
+BEGUN = time.perf_counter()
 PROMPT = "picture 0, sks style"
 CLOSE = {"float32": 1e-5, "bfloat16": 5e-2}  # of the largest value; bf16 has 8 bits, and hundreds of layers round one after the other
 
@@ -76,7 +79,80 @@ def built(name: str, settings: dict[str, Any]) -> tuple[str, Any]:
     return "diffusers", getattr(diffusers, name)(**settings)
 
 
-def train(base: Path, work: Path, size: int, name: str, texts: bool, thrifty: bool, precision: str) -> None:
+def convert(source: Path, target: Path) -> None:
+    from sdlora.commands.base import convert as command
+
+    command(str(source), target)
+    tell()
+
+
+def tensors(base: Path, work: Path) -> None:
+    """Folder, folder made of the single file, and diffusers' own reading of the single file; SystemExit unless all is the same."""
+    import diffusers
+
+    index = json.loads((base / "model_index.json").read_text())
+    for part in sorted(path.parent.name for path in base.glob("*/*.safetensors")):
+        held = weights(base / part)
+        print(f"    {part}: {same(part, held, weights(work / 'back' / part))} tensors bit-equal there and back", flush=True)
+        if index[part][0] != "diffusers":
+            continue
+        reader, where = getattr(diffusers, index[part][1]), {"config": str(base), "subfolder": part, "local_files_only": True}
+        read = reader.from_single_file(str(work / "single.safetensors"), torch_dtype=next(iter(held.values())).dtype, **where)
+        print(f"    {part}: {same(part, held, read.state_dict())} tensors bit-equal in diffusers' reading of the single file", flush=True)
+    tell()
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def same(part: str, one: dict[str, Any], other: dict[str, Any]) -> int:
+    import torch
+
+    apart = [name for name in one.keys() | other.keys() if name not in one or name not in other or not torch.equal(one[name], other[name])]
+    if apart:
+        raise SystemExit(f"{part}: {len(apart)} tensors differ, such as {sorted(apart)[0]}")
+    return len(one)
+
+
+def say(base: Path, work: Path, name: str, precision: str, config: Path | None = None) -> None:
+    """What the components of `base` say, into WORK/NAME.safetensors; SystemExit if it is not finite, or all the same."""
+    import torch
+    from safetensors.torch import save_file
+
+    from sdlora import conditioning, hardware, latents, models
+
+    spent: dict[str, float] = {}
+    components = timed(spent, "load", models.load)(base, dtype=hardware.dtype(precision), config=config)
+    tell(**spent)
+    x, t, ids = inputs()
+    picture = torch.rand((1, 3, 128, 128), generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.no_grad():
+        hint = conditioning.encode_text(components, [PROMPT])
+        said = {"context": hint.context, "unet": conditioning.predict(components.unet, x.to(components.dtype), t, hint, ids)}
+        said |= {"encoded": latents.encode_image(components, picture), "decoded": latents.decode(components, x[..., :16, :16])}
+    said |= {} if hint.pooled is None else {"pooled": hint.pooled}
+    save_file({part: output.contiguous() for part, output in said.items()}, work / f"{name}.safetensors")
+    for part, output in said.items():
+        print(f"    {part}: {tuple(output.shape)}, standard deviation {output.float().std():.3g}, largest {output.float().abs().max():.3g}")
+        if not output.isfinite().all() or not output.float().std() > 0:
+            raise SystemExit(f"{part}: not finite, or all the same")
+    tell()
+
+
+def say_single(base: Path, work: Path, precision: str) -> None:
+    """The single file by itself; a narrow base with a vocabulary of its own needs the folder's."""
+    from safetensors.torch import load_file
+
+    words = json.loads((base / "text_encoder" / "config.json").read_text())["vocab_size"]
+    say(work / "single.safetensors", work, "said-single", precision, None if words == 49408 else base)
+    count = same("outputs", load_file(work / "said.safetensors"), load_file(work / "said-single.safetensors"))
+    print(f"    {count} outputs bit-equal to those of the folder")
+
+
+def train(base: Path, work: Path, size: int, name: str, steps: int, texts: bool, thrifty: bool, precision: str) -> None:
     import numpy as np
     from PIL import Image
 
@@ -91,7 +167,15 @@ def train(base: Path, work: Path, size: int, name: str, texts: bool, thrifty: bo
     targets = ("attention", *(both if (base / "text_encoder_2").exists() else both[:2])) if texts else ("attention",)
     small = {part: {"rank": 4} for part in ("text_encoder", "text_encoder_2") if texts and (base / part).exists()}
     config = TrainConfig(
-        **{"base": str(base), "images": pictures, "output": work / name, "resolution": size, "steps": 2, "batch_size": 1, "format": "peft"},
+        **{
+            "base": str(base),
+            "images": pictures,
+            "output": work / name,
+            "resolution": size,
+            "steps": steps,
+            "batch_size": 1,
+            "format": "peft",
+        },
         **{"targets": targets, "rank": 8, "learning_rate": 1e-2, "warmup": 0, "precision": precision, "gradient_checkpointing": thrifty},
         **small,
     )
@@ -99,9 +183,9 @@ def train(base: Path, work: Path, size: int, name: str, texts: bool, thrifty: bo
     session.models.load = timed(spent, "load", session.models.load)
     session.encode = timed(spent, "encode the picture", session.encode)
     path = training.train(config, progress=False)
-    steps = [json.loads(line) for line in (work / name / "metrics.jsonl").read_text().splitlines()]
-    tell(**spent, **{f"step {line['number']}": line["seconds"] for line in steps})
-    print(f"    losses {[round(line['loss'], 4) for line in steps]}, {path.stat().st_size / 2**20:.1f} MiB adapter")
+    done = [json.loads(line) for line in (work / name / "metrics.jsonl").read_text().splitlines()]
+    tell(**spent, **{f"step {line['number']}": line["seconds"] for line in done})
+    print(f"    losses {[round(line['loss'], 4) for line in done]}, {path.stat().st_size / 2**20:.1f} MiB adapter")
 
 
 def generate(base: Path, work: Path, size: int | None, precision: str) -> None:
@@ -128,7 +212,7 @@ def inputs() -> tuple[Any, Any, Any]:
 
 
 def ours(base: Path, work: Path, precision: str) -> None:
-    """What sdlora says, without and with the adapter, into WORK/ours.safetensors."""
+    """What sdlora says, without and with the adapter, into WORK/ours.PRECISION.safetensors."""
     import torch
     from safetensors.torch import save_file
 
@@ -144,7 +228,7 @@ def ours(base: Path, work: Path, precision: str) -> None:
                 hint = conditioning.encode_text(components, [PROMPT])
                 output = conditioning.predict(components.unet, x.to(components.dtype), t, hint, ids)
                 said |= {f"{name}.unet": output.contiguous(), f"{name}.context": hint.context.contiguous()}
-    save_file(said, work / "ours.safetensors")
+    save_file(said, work / f"ours.{precision}.safetensors")
     tell()
 
 
@@ -156,7 +240,7 @@ def theirs(base: Path, work: Path, precision: str) -> None:
 
     from sdlora import hardware
 
-    said, dtype = load_file(work / "ours.safetensors"), hardware.dtype(precision)
+    said, dtype = load_file(work / f"ours.{precision}.safetensors"), hardware.dtype(precision)
     xl = (base / "text_encoder_2").exists()
     pipe = getattr(diffusers, "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline").from_pretrained(base, torch_dtype=dtype)
     pipe.load_lora_weights(work / "train-small", weight_name="adapter.safetensors")
@@ -169,11 +253,16 @@ def theirs(base: Path, work: Path, precision: str) -> None:
             (context, _), added = pipe.encode_prompt(PROMPT, "cpu", 1, False), None
         output = pipe.unet(x.to(dtype), t, context, added_cond_kwargs=added).sample
     tell()
+    exact = load_file(full) if precision != "fp32" and (full := work / "ours.fp32.safetensors").exists() else {}
     bound = CLOSE[str(dtype).removeprefix("torch.")]
     for part, other in (("unet", output), ("context", context)):
         scale = other.float().abs().max()
         apart, moved = ((said[f"{who}.{part}"].float() - other.float()).abs().max() / scale for who in ("ours", "base"))
         print(f"    {part}: {apart:.1e} of the largest value apart (bound {bound:.0e}); the adapter changes {moved:.1e}")
+        if exact:
+            both = {"sdlora": said[f"ours.{part}"], "stock": other}
+            rounding = {who: (it.float() - exact[f"ours.{part}"]).abs().max() / scale for who, it in both.items()}
+            print(f"    {part}: from fp32, " + ", ".join(f"{who} is {off:.1e} away" for who, off in rounding.items()))
         if not apart <= bound or not moved > bound:
             raise SystemExit(f"{part}: not the same as stock diffusers + PEFT, or the adapter changes too little to tell")
 
@@ -189,15 +278,24 @@ def timed(spent: dict[str, float], name: str, call: Callable[..., Any]) -> Calla
 
 
 def tell(**seconds: float) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
-    print("    " + ", ".join([*(f"{name} {value:.1f} s" for name, value in seconds.items()), f"peak {peak:.2f} GiB"]), flush=True)
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20  # KiB
+    spent = {**seconds, "process": time.perf_counter() - BEGUN, "of them on the CPU": time.process_time()}
+    print("    " + ", ".join([*(f"{name} {value:.1f} s" for name, value in spent.items()), f"peak {peak:.2f} GiB"]), flush=True)
 
 
 def check(base: Path, work: Path, step: str, small: int, precision: str) -> None:
     native = json.loads((base / "unet" / "config.json").read_text())["sample_size"] * 8
+    xl = (base / "text_encoder_2").exists()
+    work.mkdir(parents=True, exist_ok=True)
     {
-        "train-small": lambda: train(base, work, small, "train-small", True, False, precision),
-        "train-native": lambda: train(base, work, native, "train-native", False, True, precision),
+        "single": lambda: convert(base, work / "single.safetensors"),
+        "back": lambda: convert(work / "single.safetensors", work / "back"),
+        "tensors": lambda: tensors(base, work),
+        "say": lambda: say(base, work, "said", precision),
+        "say-single": lambda: say_single(base, work, precision),
+        "train-small": lambda: train(base, work, small, "train-small", 2, True, xl, precision),
+        "train-native": lambda: train(base, work, native, "train-native", 1, False, True, precision),
         "generate": lambda: generate(base, work, small, precision),
         "generate-native": lambda: generate(base, work, None, precision),
         "ours": lambda: ours(base, work, precision),
