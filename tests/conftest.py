@@ -12,6 +12,42 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "train"))  # the recipe's modules, as `python train/base.py` sees them
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is written into the user's cache folder."""
+    os.environ["SDLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch):
+    """A function (module of a command, its name) -> a function: command-line words -> what was printed.
+
+    Errors of the user's pass through, as they do to the real CLI.
+    """
+    import typer
+    from typer.testing import CliRunner
+
+    from sdlora.errors import SdloraError
+
+    monkeypatch.setenv("COLUMNS", "220")
+
+    def of(command, name: str):
+        app = typer.Typer()
+        command.register(app)
+        app.callback()(lambda: None)
+
+        def call(*words: object) -> str:
+            result = CliRunner().invoke(app, [str(word) for word in (name, *words)])
+            if isinstance(result.exception, SdloraError):
+                raise result.exception
+            assert result.exit_code == 0, result.output
+            return result.output
+
+        return call
+
+    return of
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that StableDiffusionPipeline.from_pretrained reads; every weight random and none zero."""

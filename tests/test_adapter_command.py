@@ -4,10 +4,8 @@ import json
 
 import pytest
 import torch
-import typer
 from safetensors.torch import load
 from test_manifests import manifest
-from typer.testing import CliRunner
 
 from sdlora import files
 from sdlora.adapter import Adapter
@@ -17,21 +15,8 @@ from sdlora.kinds.lora import Lora
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """A function: command-line words -> what was printed. Errors of the user's pass through, as they do to the real CLI."""
-    monkeypatch.setenv("COLUMNS", "220")
-    app = typer.Typer()
-    command.register(app)
-    app.callback()(lambda: None)
-
-    def call(*words: object) -> str:
-        result = CliRunner().invoke(app, [str(word) for word in ("adapter", *words)])
-        if isinstance(result.exception, SdloraError):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return call
+def run(command_line):
+    return command_line(command, "adapter")
 
 
 @pytest.fixture

@@ -5,9 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-import typer
 from checkpoint_models import hollow_file
-from typer.testing import CliRunner
 
 from sdlora import models
 from sdlora.checkpoints import hashes
@@ -16,21 +14,8 @@ from sdlora.errors import SdloraError
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """A function: command-line words -> what was printed. Errors of the user's pass through, as they do to the real CLI."""
-    monkeypatch.setenv("COLUMNS", "220")
-    app = typer.Typer()
-    command.register(app)
-    app.callback()(lambda: None)
-
-    def call(*words: object) -> str:
-        result = CliRunner().invoke(app, [str(word) for word in ("base", *words)])
-        if isinstance(result.exception, SdloraError):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return call
+def run(command_line):
+    return command_line(command, "base")
 
 
 @pytest.fixture

@@ -6,19 +6,17 @@ import shutil
 import struct
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import checkpoint_models
 import pytest
 import torch
+from checkpoint_models import empty, hollow_file, true_tensors, write_hollow
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdlora import conditioning, models
-from sdlora.checkpoints import build, configs, folder, hashes, identify, single, stored, tokenizer, unet, vae
-from sdlora.checkpoints.links import given
-from sdlora.checkpoints.opened import skeletons
+from sdlora.checkpoints import configs, folder, hashes, identify, single, stored, tokenizer, unet, vae
 from sdlora.checkpoints.stored import Contents, Stored
 from sdlora.conditioning import Sizes
 from sdlora.errors import SdloraError
@@ -67,38 +65,9 @@ def hollow(tmp_path):
     """As `changed`, of the true size and with nothing but zeros: a file of holes, which takes no room on the disk."""
 
     def make(family, change=lambda tensors: None, metadata=None):
-        tensors = dict(true_tensors(family))
-        change(tensors)
-        return write_hollow(tmp_path / "changed.safetensors", tensors, metadata or {})
+        return hollow_file(tmp_path / "changed.safetensors", family, change, metadata)
 
     return make
-
-
-@cache
-def true_tensors(family):
-    """Key -> tensor on the meta device of the family's published single file, in fp16."""
-    settings, tensors = configs.packaged(family), {}
-    for component, module in skeletons(FAMILIES[family], settings).items():
-        weights = {name: Stored(shape, torch.float16, lambda s=shape: empty(*s)) for name, shape in build.shapes(module).items()}
-        links = single.links_of(FAMILIES[family], component, module, settings[component])
-        tensors |= {key: tensor.read() for key, tensor in given(links, weights).items()}
-    return tensors
-
-
-def empty(*shape):
-    return torch.empty(shape, dtype=torch.float16, device="meta")
-
-
-def write_hollow(path, tensors, metadata):
-    entries, end = {"__metadata__": metadata} if metadata else {}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        entries[name] = {"dtype": stored.NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    return path
 
 
 def assert_equal(one, other):
@@ -227,7 +196,7 @@ def test_a_u_net_that_says_nothing_of_its_prediction_type_is_asked(prediction):
 
 
 @pytest.mark.slow
-def test_the_embedded_base_is_found_to_predict_noise_and_as_v_not():
+def test_the_embedded_base_is_found_to_predict_noise():
     from sdlora.checkpoints import measure
 
     components = models.load("emoji")

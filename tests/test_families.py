@@ -12,7 +12,7 @@ from sdlora.generation import Request, conditions
 from sdlora.generation.schedules import schedule
 
 STEPS = 4  # 999 / 3 is whole, so that diffusers' timesteps are the training's and both know their σ without interpolating
-CLOSE = 1e-4  # of the latents' largest value, fp32: both walk the same steps, and differ by rounding (measured: see the assertion)
+CLOSE = 1e-4  # of the latents' largest value, fp32: both walk the same steps, and differ by rounding
 
 
 def pipeline(folder):
