@@ -1,7 +1,9 @@
 """The command line: `sdlora COMMAND`. Commands are the modules of sdlora.commands; this file gathers them and words their failures."""
 
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -64,5 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(build(), arguments)
 
 
+def program(arguments: Sequence[str] | None = None, app: typer.Typer | None = None) -> NoReturn:
+    """`run` as the whole process. Once all is said, Ctrl-C has its plain meaning: in the interpreter's own exit handlers Python would
+    print a traceback about it."""
+    code = run(app or build(), arguments)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

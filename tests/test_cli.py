@@ -1,5 +1,6 @@
 """The command line starts light, words failures in one line and explains itself."""
 
+import signal
 import subprocess
 import sys
 
@@ -86,3 +87,10 @@ def test_a_missing_config_file_is_named(command, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "nowhere.toml" in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_after_the_last_word_leaves_no_traceback():
+    late = "atexit.register(os.kill, os.getpid(), signal.SIGINT)"
+    script = f"import atexit, os, signal; from sdlora import cli; {late}; cli.program(['--version'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "") and done.stdout.startswith("sdlora ")

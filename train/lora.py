@@ -6,7 +6,7 @@ accelerate launch --num_processes 1 --mixed_precision bf16 train/lora.py configs
 
 import sys
 
-from sdlora.cli import main
+from sdlora.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    program(["train", *sys.argv[1:]])
