@@ -94,6 +94,10 @@ def _explained(error: Any, origin: Mapping[str, str]) -> str:
     if not name:
         return message
     value = error["input"]
+    if error["type"] == "literal_error" and isinstance(value, str):
+        return f"{name} is {value!r} {origin.get(name, '')}".rstrip() + nearest(value, re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{name} is {value!r} {origin.get(name, '')}".rstrip() + f"; it is a table, so write {name}.NAME=VALUE"
     kind = "" if isinstance(value, (int, float)) else f", a {type(value).__name__}"
     return f"{name} is {value!r}{kind} {origin.get(name, '')}".rstrip() + "; " + message.replace("Input should be", "it should be")
 

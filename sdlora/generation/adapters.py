@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdlora import hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import Stack, applied, strengths
 from sdlora.errors import SdloraError, nearest
+from sdlora.families import V
 from sdlora.generation.request import Request
 from sdlora.layers import TEXT
 from sdlora.models import Components
+from sdlora.schedule import zero_terminal
 from sdlora.strength import Strength
 
 TEXT_ENCODERS = (TEXT, f"{TEXT}_2")
+ZERO_SNR = "ss_zero_terminal_snr"  # in an adapter's header
 
 Weighted = tuple[Adapter, Strength]
 
@@ -66,6 +69,18 @@ def check(components: Components, weighted: Sequence[Weighted], apply: str) -> N
 def acting(weighted: Sequence[Weighted]) -> list[strengths.Part]:
     """The parts of the adapters, without those that are 0 throughout."""
     return [part for adapter, strength in weighted for part in strengths.parted(adapter, strength) if any(p.value for p in part[1])]
+
+
+def levelled(components: Components, weighted: Sequence[Weighted]) -> Components:
+    """The base with a noise schedule that ends in pure noise, if it predicts v and an adapter that acts was trained with one.
+
+    Lin et al. 2023, arXiv:2305.08891; the adapter's header says so by kohya's name for it.
+    """
+    if components.prediction != V or components.alphas_bar[-1] == 0:
+        return components
+    if not any(adapter.metadata.get(ZERO_SNR) == "True" and acting([(adapter, eta)]) for adapter, eta in weighted):
+        return components
+    return replace(components, alphas_bar=zero_terminal(components.alphas_bar))
 
 
 @contextmanager

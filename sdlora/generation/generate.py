@@ -73,7 +73,7 @@ def generate(
     everywhere = [(adapter, strength(eta)) for adapter, eta in weighted]
     groups = list(_batches(components, wanted, everywhere, named or {}, batch))
     for together, chosen in groups:
-        _schedule(components, together[0])
+        _schedule(adapters.levelled(components, chosen), together[0])
         adapters.check(components, chosen, apply)
     return _pictures(components, groups, apply, callback, offload)
 
@@ -101,7 +101,7 @@ def _pictures(
     texts = Texts(components, offload or components.device)
     for requests, weighted in groups:
         with adapters.active(components, weighted, apply, requests[0].steps) as active:
-            images = _draw(components, requests, active, texts, callback, offload)
+            images = _draw(adapters.levelled(components, weighted), requests, active, texts, callback, offload)
         yield from (Picture(request, image) for request, image in zip(requests, images, strict=True))
 
 

@@ -1,11 +1,10 @@
-"""Noise that is not white: with an offset, at many resolutions, and a little more for the input than the target knows of.
+"""Noise that is not white: with an offset, or at many resolutions.
 
 All functions are of one sample (c, h, w) and of draws that are handed in, so that no batch, worker or interruption changes them.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,8 +41,3 @@ def pyramid(noise: Tensor, levels: Sequence[Tensor], discount: float) -> Tensor:
     for i, level in enumerate(levels):
         total = total + discount**i * F.interpolate(level[None], noise.shape[-2:], mode="bilinear", align_corners=False)[0]
     return total / total.std()
-
-
-def perturbed(noise: Tensor, extra: Tensor, gamma: float) -> Tensor:
-    """ε + γ ξ, for the input alone; the target stays ε.  Ning et al. 2023, arXiv:2301.11706."""
-    return torch.add(noise, extra, alpha=gamma)

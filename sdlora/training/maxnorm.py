@@ -12,7 +12,7 @@ def hold(carriers: Iterable[Trained], limit: float) -> int:
     """Where ‖ΔW‖ (Frobenius, with α / r) is more than `limit`, A and B are both scaled by √(limit / ‖ΔW‖); how many layers were."""
     scaled = 0
     for trained in carriers:
-        norm = trained.update.norm
+        norm = trained.kind(**{name: value.detach() for name, value in trained.named_parameters()}, **trained.constants).norm
         if norm > limit:
             scaled += 1
             for parameter in trained.parameters():

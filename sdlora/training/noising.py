@@ -29,7 +29,7 @@ def _pyramid(noise: Tensor, settings: Noise, seed: int, source: str, number: int
 
 
 def extra(latents: Tensor, settings: Noise, seed: int, source: str, number: int) -> Tensor:
-    """γ ξ: what the noise of the input has more than the target's."""
+    """γ ξ: what the noise of the input has more than the target's.  Ning et al. 2023, arXiv:2301.11706."""
     return settings.input_perturbation * draws.normal(tuple(latents.shape), seed, f"noise perturbation of {source}", number)
 
 

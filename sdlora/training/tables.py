@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from sdlora.config import Settings
 
@@ -32,13 +32,6 @@ class Optimizer(Settings):
     safeguard_warmup: bool | None = None  # prodigy: here on by default, since a warm-up is
     r: NotNegative | None = None  # schedulefree: power of the step in the average's weights
     weight_lr_power: NotNegative | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_a_table(cls, data: Any) -> Any:
-        if isinstance(data, str):
-            raise ValueError(f"it is a table; write optimizer.name={data}, or name under [optimizer]")
-        return data
 
     @property
     def arguments(self) -> dict[str, Any]:
