@@ -35,15 +35,19 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
             table(report.HEADER, report.timing_rows(result, analysis)),
             paragraph(report.control_line(analysis).replace("*", ""), "note"),
             image(plot, "the ratio of every pair, its interval and the margin; all times in their order", "plot") if plot else "",
+            paragraph(report.drift_line(analysis).replace("*", ""), "note") if report.drift_line(analysis) else "",
+            *section("Aimed at", table(report.GOALS, report.goal_rows(analysis)) if analysis.goals else ""),
             *section("The time of a run, m:ss.d", markdown_table(report.published(result, analysis)) if config.runs else ""),
             *section("Ours and the reference", table(report.PAIRS, report.pair_rows(analysis)) if analysis.pairs else ""),
             *section("Where the time goes, medians", table(report.PHASES, report.phase_rows(result, analysis))),
+            *section("The arithmetic of a step", table(report.WORK, rows) if (rows := report.work_rows(result, analysis)) else ""),
         ]
     parts += [
         *section(
             "Pictures, one prompt and seed under every condition", "".join(strip(result, prompt, folder) for prompt in config.prompts)
         ),
         *section("Handling an adapter", table(report.HANDLING, report.handling_rows(result))),
+        table(report.HANDLED, report.handled_rows(analysis)) if analysis and analysis.handling else "",
         *section("Checked before the clock started", bullets([f"{check.law}: {check.found}" for check in result.gate])),
         *section("Method", paragraph(report.method(result).replace("*", ""))),
         *section("Conditions", bullets([f"{name}: {CONDITIONS[name].meaning}" for name in report.measured(result)])),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sdlora.atomic import replacing
-from sdlora.benchmark.conditions import BASE
+from sdlora.benchmark.names import BASE
 from sdlora.benchmark.report import verdict
 from sdlora.benchmark.result import Analysis, Result, Row
 
