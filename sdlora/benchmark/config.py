@@ -42,6 +42,7 @@ class BenchmarkConfig(Settings):
     blocks: Annotated[int, Field(ge=2)] = 24  # each draws one prompt and seed under every condition
     runs: tuple[Annotated[int, Field(ge=1)], ...] = ()  # blocks of each prompt, one after the other; in place of `blocks`
     warmup: Annotated[int, Field(ge=1)] = 2  # steps of the discarded drawing after each switch of condition
+    rounds: Annotated[int, Field(ge=1)] = 3  # of the drawings that tell peak memory and the time of a first picture
     repeats: Annotated[int, Field(ge=2)] = 20  # of loading, activating, changing the strength and removing
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05  # declared beforehand: ratios in 1 / 1.05 … 1.05 count as equivalent
     margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"base again": 0.01, "fused": 0.01}  # of single conditions against the base

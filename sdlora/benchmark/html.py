@@ -1,6 +1,7 @@
 """A benchmark as one HTML file that needs nothing else: tables, plots, and the pictures of every condition side by side."""
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
             paragraph(report.control_line(analysis).replace("*", ""), "note"),
             image(plot, "the ratio of every pair, its interval and the margin; all times in their order", "plot") if plot else "",
             paragraph(report.drift_line(analysis).replace("*", ""), "note") if report.drift_line(analysis) else "",
-            *section("Aimed at", table(report.GOALS, report.goal_rows(analysis)) if analysis.goals else ""),
+            *section("Aimed at", table(report.GOALS, report.goal_rows(analysis.goals)) if analysis.goals else ""),
             *section("The time of a run, m:ss.d", markdown_table(report.published(result, analysis)) if config.runs else ""),
             *section("Ours and the reference", table(report.PAIRS, report.pair_rows(analysis)) if analysis.pairs else ""),
             *section("Where the time goes, medians", table(report.PHASES, report.phase_rows(result, analysis))),
@@ -54,8 +55,12 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
         *section("Environment", bullets([f"{key}: {value}" for key, value in report.flat(result.environment)])),
         paragraph(f"Load during the samples: {report.load_line(result)}."),
     ]
+    return document("What the adapter costs", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
     view = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head = f"{view}<title>What the adapter costs</title><style>{STYLE}</style>"
+    head = f"{view}<title>{escape(title)}</title><style>{STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(filter(None, parts)) + "\n</body></html>\n"
 
 

@@ -1,5 +1,6 @@
 """A benchmark in words: the Markdown table and what goes with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -120,8 +121,8 @@ def phase_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
     ]
 
 
-def goal_rows(analysis: Analysis) -> list[tuple[str, ...]]:
-    return [(one.name, f"at most {one.limit:g}", *ratio_cells(one.comparison)[:2], outcome(one)) for one in analysis.goals]
+def goal_rows(goals: Sequence[Goal]) -> list[tuple[str, ...]]:
+    return [(one.name, f"at most {one.limit:g}", *ratio_cells(one.comparison)[:2], outcome(one)) for one in goals]
 
 
 def outcome(goal: Goal) -> str:
@@ -190,7 +191,7 @@ def markdown(result: Result) -> str:
         drift_line(analysis) if analysis else "",
         method(result),
         "## Aimed at" if analysis and analysis.goals else "",
-        table(GOALS, goal_rows(analysis)) if analysis and analysis.goals else "",
+        table(GOALS, goal_rows(analysis.goals)) if analysis and analysis.goals else "",
         f"## The time of a run of {result.config.images} pictures, m:ss.d, medians" if analysis and result.config.runs else "",
         published(result, analysis) if analysis and result.config.runs else "",
         "## Ours and the reference" if analysis and analysis.pairs else "",

@@ -1,12 +1,9 @@
 """The course of a benchmark: gate, handling, paired blocks, report. What has been measured survives an interruption."""
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from sdlora.adapter import Adapter, tensors
@@ -24,6 +21,7 @@ from sdlora.benchmark import (
     plot,
     report,
     result,
+    setting,
     stock,
     work,
 )
@@ -62,11 +60,11 @@ def run(config: BenchmarkConfig, components: Components | None = None, progress:
     if any(CONDITIONS[name].stock for name in names):
         stock.check(first)
     folder = writable_folder(config.output)
-    with threads(config.threads):
+    with setting.threads(config.threads):
         say(0, config.planned, "loading")
         components = components or bases.load(config.base, config.device, config.precision, config.vae)
         subject = obtain(config, components, names)
-        with settled_heap():
+        with setting.settled_heap():
             say(0, config.planned, "checking")
             prints = gate.fingerprint(components)
             found = prepare(config, subject, names)
@@ -115,7 +113,7 @@ def prepare(config: BenchmarkConfig, subject: Subject, names: list[str]) -> Resu
             checks += gate.check(components, [(prompts_adapters[0], config.strength)], lambda: base.draw(one)[0], config.bound)  # noqa: B023
     checks += gate.conditions(subject, names, prompt, wanted[:2], (config.bound, config.bound_reference))
     counts = work.measure(subject, [name for name in names if not CONDITIONS[name].stock], prompt, wanted)
-    peaks = memory.measure(subject, names, prompt, lambda draw: draw(wanted))
+    peaks = memory.measure(subject, names, prompt, lambda draw: draw(wanted), config.rounds)
     handled = handling.measure(subject, prompt, config.repeats)
     facts = describe(config, subject.adapters[prompt][0])
     surroundings = environment.record(components.device) | {"attention": environment.attention(components.unet)}
@@ -181,26 +179,3 @@ def written(found: Result, folder: Path, name: str = "benchmark.json") -> Outcom
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return Outcome(found, analysis, path, path.with_suffix(".md"), path.with_suffix(".html"), picture)
-
-
-@contextmanager
-def settled_heap() -> Iterator[None]:
-    """What lives already is no longer looked through by the garbage collector: a collection before every sample costs nothing."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """PyTorch's threads for the time of the benchmark; 0 leaves them."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -54,7 +54,7 @@ def counted(func: Any) -> Callable[..., int] | None:
     """How the operations of `func` are counted; None if none of them is a product."""
     name = str(func.overloadpacket).rpartition(".")[2]
     if name.startswith(f"_{ATTENTION}") or name == f"{ATTENTION}_attention":
-        return attention
+        return attention_backward if name.endswith("backward") else attention
     plain = getattr(torch.ops.aten, name.rstrip("_"), func.overloadpacket)
     return flop_registry.get(plain)
 
@@ -62,6 +62,11 @@ def counted(func: Any) -> Callable[..., int] | None:
 def attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> int:
     """Q Kᵀ and the weights times V, for (…, n, d), (…, m, d) and (…, m, e)."""
     return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+def attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> int:
+    """The weights anew, and the gradients of V, of the weights, of Q and of K: five products where forwards there are two."""
+    return attention(q, k, v) * 5 // 2
 
 
 def measure(subject: Subject, names: Sequence[str], prompt: str, wanted: Sequence[Request]) -> tuple[Work, ...]:
