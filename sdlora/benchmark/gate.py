@@ -88,12 +88,12 @@ def twin_of(subject: Subject, name: str, prompt: str, wanted: Sequence[Request],
 
 
 def first_input(unet: nn.Module, draw: Callable[[], Image.Image]) -> tuple[torch.Tensor, Image.Image]:
-    """What the U-Net is given first, and the picture."""
+    """What the U-Net is given first, of the first picture, and the picture that `draw` returns."""
     seen: list[torch.Tensor] = []
 
     def look(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if not seen:
-            seen.append(inputs[0].detach().float().cpu().clone())
+            seen.append(inputs[0][:1].detach().float().cpu().clone())
 
     with unet.register_forward_pre_hook(look):
         image = draw()

@@ -9,17 +9,19 @@ from sdlora.benchmark import report
 from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.result import Analysis, Pictured, Result
 
+LONG = 24  # characters of a cell that may be broken into lines
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
-img.plot { width: 100%; background: white; border-radius: 4px; }
-.row { display: flex; flex-wrap: wrap; gap: .8rem; }
-figure { margin: 0; width: 8.2rem; } figure img { width: 100%; border: 1px solid var(--line); image-rendering: auto; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+td { vertical-align: top; } th, td.long { white-space: normal; } td.long { min-width: 9rem; } th { vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+img.plot { width: 100%; min-width: 44rem; background: white; border-radius: 4px; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); gap: .7rem; }
+figure { margin: 0; max-width: 14rem; } figure img { width: 100%; border: 1px solid var(--line); image-rendering: auto; }
 figcaption { font-size: .8rem; text-align: center; }
 .note { padding: .5rem .8rem; background: var(--soft); border-radius: 4px; }
 """
@@ -78,7 +80,8 @@ def bullets(lines: list[str]) -> str:
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     def line(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        kinds = (' class="long"' if len(cell) > LONG else "" for cell in cells)
+        return "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)) + "</tr>"
 
     return f'<div class="wide"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
@@ -107,4 +110,5 @@ def image(path: Path, words: str, kind: str = "picture") -> str:
         data = base64.b64encode(path.read_bytes()).decode()
     except OSError:
         return paragraph(f"{path.name} is gone", "note")
-    return f'<img class="{kind}" alt="{escape(words)}" src="data:image/png;base64,{data}">'
+    picture = f'<img class="{kind}" alt="{escape(words)}" src="data:image/png;base64,{data}">'
+    return f'<div class="wide">{picture}</div>' if kind == "plot" else picture

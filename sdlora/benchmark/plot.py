@@ -12,6 +12,7 @@ from sdlora.benchmark.report import verdict
 from sdlora.benchmark.result import Analysis, Result
 from sdlora.benchmark.statistics import Comparison
 
+BOX = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}  # so that no line runs through the words
 COLOURS = (  # as many as there are conditions
     *("#4c566a", "#8fa1b3", "#2a78b8", "#d9822b", "#5a9e4b", "#a2559b", "#c0392b"),
     *("#16a3a3", "#8c6d31", "#e377c2", "#9a9a00", "#3b3b98", "#111111"),
@@ -56,7 +57,7 @@ def ratios(axes: Any, lines: list[Line], margin: float, confidence: float, words
         axes.plot([c.low, c.high], [height, height], color=colour, lw=3, solid_capstyle="butt")
         axes.plot(c.ratio, height, "D", ms=7, color=colour, mec="white")
         said = f"{c.ratio:.3f}  [{c.low:.3f}, {c.high:.3f}]  {verdict(c)}"
-        axes.annotate(said, (0.01, height + 0.3), xycoords=("axes fraction", "data"), fontsize=8.5, color="#2e3440")
+        axes.annotate(said, (0.01, height + 0.3), xycoords=("axes fraction", "data"), fontsize=8.5, color="#2e3440", bbox=BOX)
     axes.set(yticks=range(len(lines)), yticklabels=[line.name for line in reversed(lines)], ylim=(-0.5, len(lines) - 0.35))
     axes.set_xlabel(f"{words}; band: margin of {100 * margin:g} %; bar: {100 * confidence:g} % interval")
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -199,6 +199,7 @@ def write(result: Result, path: Path, analysed: bool = True) -> None:
         "gate": [asdict(check) for check in result.gate],
         "handling": [asdict(one) for one in result.handling],
         "memory": [asdict(one) for one in result.memory],
+        "work": [asdict(one) for one in result.work],
         "samples": [asdict(sample) for sample in result.samples],
         "pictures": [asdict(one) for one in result.pictures],
         "analysis": asdict(analysis) if analysis else None,
