@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sdlora.checkpoints.clip import plain
+from sdlora.checkpoints.origins import remember
 from sdlora.checkpoints.stored import Stored
 from sdlora.errors import SdloraError
 
@@ -78,6 +79,7 @@ def assign(module: Any, state: Mapping[str, torch.Tensor], device: str | torch.d
     for path, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             _number(module, path, buffer, device)
+    remember(module, weights)
     return module.eval().requires_grad_(False)
 
 

@@ -9,7 +9,7 @@ from sdlora.generation.generate import Picture, generate
 from sdlora.generation.request import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.generation.sampler import State
 from sdlora.generation.samplers import SAMPLERS
-from sdlora.generation.session import draw, find_tagged, load, load_adapters, load_named
+from sdlora.generation.session import draw, find_tagged, load, load_adapters, load_named, own
 
 __all__ = [
     "SAMPLERS",
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "load_adapters",
     "load_named",
+    "own",
     "parse_adapter",
     "parse_pair",
     "parse_seeds",
