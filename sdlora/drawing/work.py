@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -33,6 +33,7 @@ class Result:
     seconds: float  # that they took, without loading
     pictures: list[Picture]  # they themselves, if they were kept
     known: int = 0  # pictures of a run that were there already
+    named: list[Path] = field(default_factory=list)  # of a run: the file of every picture that was wanted
 
 
 def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Path | None = None) -> tuple[Drawing, Recalled | None]:
@@ -53,26 +54,38 @@ def drawn_and_saved(drawing: Drawing, say: Say, bar: Bar, recalled: Recalled | N
     """`carry_out` in full: `say` gets warnings and what was loaded; `keep` keeps the pictures for a sheet."""
     crew = Crew.mustered(drawing.device)
     tell: Say = say if crew.first else (lambda text: None)
-    kind = images.format_of(drawing.image_format)
-    wanted = _tagged(prompt_files.requests(drawing) if drawing.prompts else requests(drawing), drawing, tell)
+    wanted = prompt_files.requests(drawing) if drawing.prompts else requests(drawing)
+    if drawing.prompts or crew.several:
+        return resumed(drawing, wanted, say, bar, crew, recalled)
+    images.format_of(drawing.image_format)
+    wanted = _tagged(wanted, drawing, tell)
+    folder = atomic.writable_folder(drawing.output)
+    components = load(drawing, tell)
+    _warn(drawing, components, recalled, tell)
+    return _numbered(components, drawing, wanted, folder, bar, keep)
+
+
+def resumed(
+    drawing: Drawing, wanted: Sequence[Request], say: Say, bar: Bar, crew: Crew | None = None, recalled: Recalled | None = None
+) -> Result:
+    """Draw those of the wanted pictures that the output folder has not yet; several processes share them."""
+    crew = crew or Crew.mustered(drawing.device)
+    tell: Say = say if crew.first else (lambda text: None)
+    suffix = images.FORMATS[images.format_of(drawing.image_format)]
+    wanted = _tagged(wanted, drawing, tell)
     folder = atomic.writable_folder(drawing.output)
     components = load(drawing, tell, crew)
-    for warning in (*recalled.warnings, *recall.check(recalled, components, _said(drawing, recalled))) if recalled else ():
-        tell(f"warning: {warning}")
-    ordered = sorted_for_batches(wanted)
-    if not (drawing.prompts or crew.several):
-        return _numbered(components, drawing, wanted, folder, kind, bar, keep)
+    _warn(drawing, components, recalled, tell)
     start = perf_counter()
-    plan = runs.plan(folder, [runs.key(record.settings(components, r, drawing.apply)) for r in wanted], wanted, images.FORMATS[kind])
+    plan = runs.plan(folder, [runs.key(record.settings(components, r, drawing.apply)) for r in wanted], wanted, suffix)
     crew.wait()  # until everybody has seen the same folder
     if crew.first:
         runs.write(folder, plan)
-    missing = crew.share([i for i in ordered if i in plan.missing])
-    paths = _run(components, drawing, [wanted[i] for i in missing], [folder / plan.names[i] for i in missing], bar if crew.first else None)
+    mine = crew.share([i for i in sorted_for_batches(wanted) if i in plan.missing])
+    named = [folder / name for name in plan.names]
+    _run(components, drawing, [wanted[i] for i in mine], [named[i] for i in mine], bar if crew.first else None)
     crew.wait()
-    if crew.several:  # the others' too
-        paths = [folder / plan.names[i] for i in sorted(plan.missing)]
-    return Result(paths, perf_counter() - start, [], plan.known)
+    return Result([named[i] for i in sorted(plan.missing)], perf_counter() - start, [], plan.known, named)
 
 
 def load(drawing: Drawing, say: Say, crew: Crew | None = None) -> Components:
@@ -145,13 +158,19 @@ def _tagged(wanted: Sequence[Request], drawing: Drawing, say: Say) -> list[Reque
     return [replace(r, tagged=tuple((tag.name, str(known[tag.name])) for tag in r.tags)) for r in wanted]
 
 
+def _warn(drawing: Drawing, components: Components, recalled: Recalled | None, say: Say) -> None:
+    for warning in (*recalled.warnings, *recall.check(recalled, components, _said(drawing, recalled))) if recalled else ():
+        say(f"warning: {warning}")
+
+
 def _said(drawing: Drawing, recalled: Recalled) -> dict[str, Any]:
     """What is other than the picture had it."""
     return {name: True for name in ("base", "vae") if getattr(drawing, name) != recalled.settings.get(name, getattr(Drawing, name))}
 
 
-def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request], folder: Path, kind: str, bar: Bar, keep: bool) -> Result:
+def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request], folder: Path, bar: Bar, keep: bool) -> Result:
     """Behind the highest number in the folder, one after the other."""
+    kind = images.format_of(drawing.image_format)
     start, paths, pictures = perf_counter(), list[Path](), list[Picture]()
     with bar(sum(request.steps for request in wanted)) as advance:
         for picture in draw(components, drawing, wanted, _callback(components, drawing, advance)):
@@ -162,18 +181,17 @@ def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request
     return Result(paths, perf_counter() - start, pictures)
 
 
-def _run(components: Components, drawing: Drawing, wanted: Sequence[Request], paths: Sequence[Path], bar: Bar | None) -> list[Path]:
+def _run(components: Components, drawing: Drawing, wanted: Sequence[Request], paths: Sequence[Path], bar: Bar | None) -> None:
     """Under names that are settled."""
-    done: list[Path] = []
+    done = 0
     with bar(sum(request.steps for request in wanted)) if bar and wanted else nullcontext(lambda n: None) as advance:
         pictures = draw(components, drawing, wanted, _callback(components, drawing, advance))
         try:
             for picture, path in zip(pictures, paths, strict=True):
                 images.save(picture.image, path, record.settings(components, picture.request, drawing.apply), drawing.quality)
-                done.append(path)
+                done += 1
         except SdloraError as error:
-            raise SdloraError(f"{error} ({len(done)} of {len(paths)} pictures are drawn; the same command goes on)") from error
-    return done
+            raise SdloraError(f"{error} ({done} of {len(paths)} pictures are drawn; the same command goes on)") from error
 
 
 def _callback(components: Components, drawing: Drawing, advance: Callable[[int], None]) -> Callable[[State], None]:
