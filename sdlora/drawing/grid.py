@@ -5,7 +5,6 @@ Cells are drawn like a run that goes on where it stopped: values may be added to
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdlora import atomic, config
+from sdlora import atomic, config, infotext
 from sdlora.drawing import reading, work
 from sdlora.drawing.axes import Axis
 from sdlora.drawing.crew import Crew
@@ -85,7 +84,7 @@ class Grid:
             found.append((cell, pictures[0]))
         return found
 
-    def draw(self, say: work.Say = lambda text: None, bar: work.Bar = lambda total: nullcontext(lambda n: None)) -> "Drawn":
+    def draw(self, say: work.Say = lambda text: None, bar: work.Bar = work.quiet) -> "Drawn":
         """Draw what is missing, save all cells and the sheets."""
         crew = Crew.mustered(self.drawing.device)
         start = perf_counter()
@@ -123,8 +122,11 @@ class Grid:
         """The third axis, and what is the same in all cells."""
         varied = {axis.name for axis in self.axes if axis}
         prompt = "" if varied & {"prompt", "replace"} or len(self.drawing.prompt) != 1 else self.drawing.prompt[0]
-        adapters = "" if varied & {"adapter", "strength", "checkpoint"} else " + ".join(Path(a).name for a in self.drawing.adapter)
-        facts = [adapters, *(f"{name} {getattr(self.drawing, name)}" for name in ("seed", "steps", "guidance") if name not in varied)]
+        adapters = "" if varied & {"adapter", "strength", "checkpoint"} else " + ".join(_short(a) for a in self.drawing.adapter)
+        facts = [
+            adapters,
+            *(f"{name} {infotext.plain(getattr(self.drawing, name))}" for name in ("seed", "steps", "guidance") if name not in varied),
+        ]
         lines = [self.title, self.z.label(k) if self.z else "", prompt, " · ".join(fact for fact in facts if fact)]
         return "\n".join(line for line in lines if line)
 
@@ -150,6 +152,12 @@ def _by_model(cells: Sequence[tuple[Drawing, Request]]) -> dict[Drawing, list[in
     for i, (drawing, _) in enumerate(cells):
         groups.setdefault(tuple(getattr(drawing, name) for name in scope(MODEL)), []).append(i)
     return {cells[places[0]][0]: places for places in groups.values()}
+
+
+def _short(adapter: str) -> str:
+    """ "runs/style/adapter.safetensors=0.8" -> "style/adapter.safetensors=0.8": a run's adapters are all called so."""
+    path = Path(adapter)
+    return f"{path.parent.name}/{path.name}" if path.name.startswith("adapter.") else path.name
 
 
 def _opened(path: Path) -> Image.Image:

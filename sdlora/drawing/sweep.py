@@ -20,4 +20,4 @@ def swept(file: Path, prompts: tuple[str, ...], eta: str, given: Mapping[str, An
     rows = [Axis("prompt", prompts)] if len(prompts) > 1 else []
     further = [*rows, *([seeds] if len(seeds.values) > 1 else []), None, None]
     settings = {**given, "prompt": prompts[:1], "adapter": (str(file),), "seed": seeds.values[0]}
-    return Grid(reading.merged(settings), strengths, further[0], further[1], title=file.stem)
+    return Grid(reading.merged(settings), strengths, further[0], further[1], title=f"{file.absolute().parent.name}/{file.name}")

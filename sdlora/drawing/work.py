@@ -27,6 +27,11 @@ Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # steps in
 FREE = {"prompt", "negative", "seed", "guidance", "clip_skip", "emphasis", "original", "crop", "target", "tagged", "sampler", "schedule"}
 
 
+def quiet(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A bar that is not there."""
+    return nullcontext(lambda n: None)
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     paths: list[Path]  # of the pictures drawn now
@@ -45,7 +50,7 @@ def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Pat
     return reading.merged(found.settings, said), found
 
 
-def carry_out(drawing: Drawing, say: Say = lambda text: None, bar: Bar = lambda total: nullcontext(lambda n: None)) -> list[Path]:
+def carry_out(drawing: Drawing, say: Say = lambda text: None, bar: Bar = quiet) -> list[Path]:
     """Draw and save all that a Drawing says; the new pictures' paths. With `prompts`, what is there already is left alone."""
     return drawn_and_saved(drawing, say, bar, keep=False).paths
 
@@ -184,7 +189,7 @@ def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request
 def _run(components: Components, drawing: Drawing, wanted: Sequence[Request], paths: Sequence[Path], bar: Bar | None) -> None:
     """Under names that are settled."""
     done = 0
-    with bar(sum(request.steps for request in wanted)) if bar and wanted else nullcontext(lambda n: None) as advance:
+    with (bar or quiet)(sum(request.steps for request in wanted)) as advance:
         pictures = draw(components, drawing, wanted, _callback(components, drawing, advance))
         try:
             for picture, path in zip(pictures, paths, strict=True):
