@@ -1,6 +1,9 @@
 """Drawings from settings files, prompts and old pictures: layers, what comes back bit for bit, and what is missing."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,12 @@ from sdlora import files, images
 from sdlora.commands import generate as command
 from sdlora.drawing import Drawing, carry_out, places, reading, recall, requests, settings, work
 from sdlora.drawing.prompt_files import requests as of_file
-from sdlora.drawing.requests import PLAIN, TRANSLATED
+from sdlora.drawing.translate import PLAIN, TRANSLATED
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, record
 from sdlora.infotext import parsed, written
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +44,7 @@ def adapter_files(components, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sdlora.layers import named_layers
 
     folder, layers = tmp_path_factory.mktemp("adapters"), named_layers(components.modules)
-    for seed, (name, targets) in enumerate({"style": ("attention",), "text": ("text_encoder",)}.items()):
+    for seed, (name, targets) in enumerate({"style": ("attention",), "text": ("text_attention",)}.items()):
         generator = torch.Generator().manual_seed(seed)
         shapes = {layer: layers[layer].weight.shape for layer in select(components.modules, targets)}
         made = {
@@ -375,3 +380,34 @@ def test_shares_of_a_crew_are_everything_once_and_in_order():
         shares = [Crew("cpu", rank, size).share(range(17)) for rank in range(size)]
         assert [i for share in shares for i in share] == list(range(17))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_and_write_the_bytes_of_one(tmp_path: Path, tiny_base: Path):
+    (tmp_path / "a.txt").write_text("".join(f"a cat {i}\n" for i in range(9)))
+    words = [
+        "--prompts",
+        tmp_path / "a.txt",
+        "--base",
+        tiny_base,
+        "--steps",
+        2,
+        "--guidance",
+        1,
+        "--device",
+        "cpu",
+        "--batch",
+        2,
+        "--output",
+    ]
+    ways = {"one": [sys.executable], "two": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]}
+    said = {}
+    for name, way in ways.items():
+        program = [*way, str(ROOT / "infer" / "generate.py"), *map(str, words), str(tmp_path / name)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(program, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stdout.replace(str(tmp_path / name), "")
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ways)
+    assert len(one) == 10 and one == two
+    assert said["one"].splitlines()[:2] == said["two"].splitlines()[:2]  # the second says nothing of its own

@@ -15,7 +15,7 @@ _LATER = {
     "Preview": "preview",
     "carry_out": "work",
     "recalled": "recall",
-    "requests": "requests",
+    "requests": "translate",
 }
 __all__ = ["Drawing", *_LATER]
 

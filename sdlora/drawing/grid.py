@@ -17,8 +17,8 @@ from sdlora import atomic, config, infotext
 from sdlora.drawing import reading, work
 from sdlora.drawing.axes import Axis
 from sdlora.drawing.crew import Crew
-from sdlora.drawing.requests import requests
 from sdlora.drawing.settings import MODEL, Drawing, scope
+from sdlora.drawing.translate import requests
 from sdlora.errors import SdloraError
 from sdlora.generation import Request
 from sdlora.sheet import contact_sheet

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.drawing import reading
-from sdlora.drawing.requests import requests as made
 from sdlora.drawing.settings import Drawing, scope
+from sdlora.drawing.translate import requests as made
 from sdlora.errors import SdloraError
 from sdlora.generation import Request
 

@@ -13,6 +13,7 @@ from sdlora.drawing import places
 from sdlora.drawing.settings import PICTURE, Drawing, scope
 from sdlora.errors import SdloraError
 from sdlora.generation import record
+from sdlora.generation.noise import source_name
 from sdlora.infotext import FORBIDDEN, Infotext
 from sdlora.models import Components
 from sdlora.prompts import extract, library
@@ -123,7 +124,7 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Seed": _as("seed", lambda text: str(int(text))),
     "Size": _size,
     "Clip skip": _as("clip_skip", int),
-    "RNG": _as("noise"),
+    "RNG": _as("noise", source_name),
     "Eta": _as("eta", float),
     "Eta DDIM": _as("eta", float),
     "Sigma churn": _as("s_churn", float),
@@ -150,7 +151,7 @@ def _foreign(text: Infotext, source: str) -> Recalled:
             found = FIELDS[key](value)
         except KeyError:
             warnings.append(f"{source} says {key}: {value[:60]}, which sdlora has no setting for; it is left out")
-        except ValueError:
+        except (ValueError, SdloraError):
             warnings.append(f"{source} says {key}: {value[:60]}, which cannot be read; it is left out")
         else:
             settings |= {name: given for name, given in found.items() if name in names}

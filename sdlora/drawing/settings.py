@@ -1,6 +1,6 @@
 """What a drawing can be told: one table for the command line, settings files, prompt files, grids, old pictures and Python.
 
-The standard library alone, since `sdlora --help` prints it. `reading` checks what comes from files, `requests` makes requests of it.
+The standard library alone, since `sdlora --help` prints it. `reading` checks what comes from files, `translate` makes requests of it.
 """
 
 from collections.abc import Mapping

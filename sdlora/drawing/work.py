@@ -13,8 +13,8 @@ from sdlora.adapter import Adapter
 from sdlora.drawing import places, preview, prompt_files, reading, recall, runs
 from sdlora.drawing.crew import Crew
 from sdlora.drawing.recall import Recalled
-from sdlora.drawing.requests import requests
 from sdlora.drawing.settings import Drawing
+from sdlora.drawing.translate import requests
 from sdlora.errors import SdloraError
 from sdlora.generation import Picture, Request, State, record
 from sdlora.models import Components
