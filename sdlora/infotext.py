@@ -19,6 +19,7 @@ KEY = re.compile(r"\s*(\w[\w /-]*?)\s*:\s*")
 END = re.compile(r"\s*(?:,|$)")
 FORBIDDEN = str.maketrans("", "", ":,")  # not in names of models and adapters, where AUTOMATIC1111 takes them out too
 SCHEDULES = {"sgm_uniform": "SGM Uniform", "ddim": "DDIM", "lcm": "LCM", "beta_timesteps": "Beta timesteps"}
+CONTENTS = {"noise": "latent noise", "nothing": "latent nothing"}  # what a masked part starts from; original is not written
 SOURCES = {"cpu": "CPU", "cuda": "NV"}  # what its RNG is called; its own default, GPU, is not written
 
 
@@ -134,13 +135,24 @@ def _fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Model": base.get("name", "").translate(FORBIDDEN),
         "VAE hash": vae.get("hash", "")[:10],
         "VAE": vae.get("name", "").translate(FORBIDDEN),
+        "Variation seed": get("variation_seed"),
+        "Variation seed strength": get("variation_strength"),
+        "Denoising strength": get("denoise", get("hires_denoise")),
         "Clip skip": get("clip_skip"),
+        "ENSD": get("ensd"),
         "RNG": SOURCES.get(get("noise", "")),
         "Eta DDIM" if ddim else "Eta": get("eta"),
         "Sigma churn": get("s_churn"),
         "Sigma tmin": get("s_tmin"),
         "Sigma tmax": get("s_tmax"),
         "Sigma noise": get("s_noise"),
+        "Hires upscale": get("hires"),
+        "Hires steps": get("hires_steps"),
+        "Hires upscaler": get("hires_upscaler"),
+        "Mask blur": get("mask_blur"),
+        "Inpaint area": "Only masked" if "only_masked" in settings else None,
+        "Masked area padding": get("only_masked"),
+        "Masked content": CONTENTS.get(get("masked_content", "")),
         "Lora hashes": ", ".join(f"{name.translate(FORBIDDEN)}: {digest}" for name, digest in adapters if digest),
         "Emphasis": get("emphasis"),
         "Version": get("version"),

@@ -190,9 +190,10 @@ def _run(components: Components, drawing: Drawing, wanted: Sequence[Request], pa
     """Under names that are settled."""
     done = 0
     with (bar or quiet)(sum(request.steps for request in wanted)) as advance:
-        pictures = draw(components, drawing, wanted, _callback(components, drawing, advance))
+        places_of = {id(request): path for request, path in zip(wanted, paths, strict=True)}
         try:
-            for picture, path in zip(pictures, paths, strict=True):
+            for picture in draw(components, drawing, wanted, _callback(components, drawing, advance)):
+                path = places_of[id(picture.request)]  # a picture that turns into NaN is left out, and said when its batch is done
                 images.save(picture.image, path, record.settings(components, picture.request, drawing.apply), drawing.quality)
                 done += 1
         except SdloraError as error:
