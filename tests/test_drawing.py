@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,21 @@ def test_text_and_json_of_a_picture_say_the_same(components):
     assert again.method == request.method
     same = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "clip_skip", "emphasis", "noise")
     assert {name: getattr(again, name) for name in same} == {name: getattr(request, name) for name in same} and not found.warnings
+
+
+def test_hashes_are_the_files_own_where_the_vae_is_another(components):
+    """AUTOMATIC1111 knows a model by its file alone; a cache of ours has to know the VAE as well."""
+    with_vae = replace(components, hash="11" * 32, own_hash="22" * 32, vae_file=("vae-ft", "33" * 32))
+    settings = record.settings(with_vae, Request("a"))
+    assert settings["base"] == {
+        **{"name": "tiny", "hash": "11" * 32, "prediction": "epsilon", "model": "22" * 32, "vae": {"name": "vae-ft", "hash": "33" * 32}}
+    }
+    text = parsed(written(settings)).fields
+    assert (text["Model hash"], text["VAE"], text["VAE hash"]) == ("2222222222", "vae-ft", "3333333333")
+    found = recall._foreign(parsed(written(settings)), "x.png")
+    assert recall.check(found, with_vae, {}) == []
+    (warning,) = recall.check(found, components, {"base": True})[1:]
+    assert "VAE vae-ft (3333333333)" in warning and "the base's own" in warning
 
 
 # --- prompts from a file, and runs that go on

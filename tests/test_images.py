@@ -131,10 +131,10 @@ def test_sd_parsers_reads_all_three(tmp_path: Path, ending: str):
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_sd_prompt_reader_reads_all_three(tmp_path: Path, ending: str):
-    from sd_prompt_reader.image_data_reader import ImageDataReader
+    reader = pytest.importorskip("sd_prompt_reader.image_data_reader")
 
     save(picture(), tmp_path / f"a.{ending}", SETTINGS)
-    found = ImageDataReader(tmp_path / f"a.{ending}")
+    found = reader.ImageDataReader(tmp_path / f"a.{ending}")
     assert (found.tool, found.positive, found.negative) == ("A1111 webUI", "a cat face, flat emoji <lora:style one:0.8>", "blue: very")
     wanted = {"model": "emoji", "sampler": "Euler", "seed": str(SETTINGS["seed"]), "cfg": "5", "steps": "20", "size": "64x96"}
     assert found.parameter == wanted
