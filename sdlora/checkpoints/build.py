@@ -70,7 +70,9 @@ def fill(module: Any, weights: Mapping[str, Stored], device: str | torch.device,
     for short, own in names(module).items():
         state[own] = weights[short].read().to(device=device, dtype=dtype, copy=True).contiguous()
         weights[short].release()
-    return assign(module, state, device)
+    assign(module, state, device)
+    remember(module, weights)
+    return module
 
 
 def assign(module: Any, state: Mapping[str, torch.Tensor], device: str | torch.device) -> Any:
@@ -79,7 +81,6 @@ def assign(module: Any, state: Mapping[str, torch.Tensor], device: str | torch.d
     for path, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             _number(module, path, buffer, device)
-    remember(module, weights)
     return module.eval().requires_grad_(False)
 
 
