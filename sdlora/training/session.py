@@ -58,7 +58,22 @@ def train(
     place = Layout(config.output)
     layouts.agree(place, config)
     layouts.begin(place, config)
-    with placement.prepared(components, config), placement.deterministic(components.device), report:
+    with report, underway(config, components, found, report, imagine) as run:
+        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
+            with hardware.compiled(components.unet, config.compile):
+                return _carry_out(run, place, draw, report)
+
+
+@contextmanager
+def underway(
+    config: TrainConfig, components: Components, found: list, report: Silent, imagine: prior.Imagine | None = None
+) -> Iterator[Run]:
+    """A run at step 0, its updates on `components`, everything encoded; afterwards the components are as they were.
+
+    `config` is settled and fitted, `found` the images that planning.checked gave.
+    """
+    place = Layout(config.output)
+    with placement.prepared(components, config), placement.deterministic(components.device):
         cache = Cache(config.cache or place.cache)
         sources = [Source("images", _encoded(found, components, config, cache, report), config.batch_size, 1.0)]
         if config.prior.on:
@@ -67,10 +82,7 @@ def train(
             sources.append(Source("prior", _encoded(own, components, config, cache, report), config.priors_per_batch, config.prior.weight))
         identity = {"base model": components.hash, "images": fingerprint(found)}
         try:
-            run = _run(config, components, sources, cache, identity)
-            with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
-                with hardware.compiled(components.unet, config.compile):
-                    return _carry_out(run, place, draw, report)
+            yield _run(config, components, sources, cache, identity)
         finally:
             apply.eject(components.modules)
 
