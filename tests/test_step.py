@@ -414,3 +414,26 @@ def test_the_header_says_how_the_step_was_made(settings, running):
     assert {key: head[f"ss_{key}"] for key in expected} == expected
     assert '"weighting": "debiased"' in head[files.SETTINGS]
     assert math.isfinite(float(head["ss_learning_rate"]))
+
+
+@pytest.mark.parametrize("name", list(optimizers.KINDS))
+def test_every_optimizer_learns_a_low_rank_matrix_at_its_default_rate(name, settings):
+    """300 steps with the settings' own warm-up and schedule, A random and B zero, as a training begins."""
+    if not optimizers.installed(name):
+        pytest.skip(optimizers.missing(name))
+    from sdlora.training import schedule
+
+    settled = settings(optimizer={"name": name}, steps=300, warmup=10).settled()
+    g = torch.Generator().manual_seed(0)
+    goal = torch.randn(24, 2, generator=g) @ torch.randn(2, 24, generator=g) / 24
+    a, b = torch.nn.Parameter(torch.randn(2, 24, generator=g) / 2), torch.nn.Parameter(torch.zeros(24, 2))
+    optimizer = optimizers.build([{"params": [a, b], "lr": 1.0}], name, settled.weight_decay)
+    losses = []
+    for step in range(settled.steps):
+        optimizer.param_groups[0]["lr"] = settled.rate("unet") * schedule.factor(step, settled)
+        loss = (b @ a - goal).square().sum()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.8 * losses[0], (losses[0], losses[-1])
