@@ -21,7 +21,7 @@ FLOORS = (  # by the first name below sdlora; a new module has to be given its p
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {frozenset({"training", "generation"})}  # on one floor, and yet neither knows the other
 HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "diffusers", "transformers", "accelerate", "safetensors", "pydantic"}
-VALIDATES = {"config", "training.config", "generation.request", "benchmark.config"}  # the modules that may know pydantic
+VALIDATES = {"config", "data.settings", "training.config", "generation.request", "benchmark.config"}  # the modules that may know pydantic
 ORACLES = {"peft", "lycoris", "k_diffusion", "torchsde", "pytest", "emoji", "shared"}  # never needed at run time
 
 Import = tuple[str, bool]  # what is imported, dotted; whether at the module's own level

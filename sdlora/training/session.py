@@ -10,12 +10,14 @@ from types import FrameType
 import torch
 from torch import nn
 
-from sdlora import apply, files, hardware, models
-from sdlora.data import Cache, Encoded, encode, fingerprint
+from sdlora import apply, conditioning, files, hardware, models
+from sdlora.data import Cache, fingerprint
+from sdlora.data.buckets import frames
+from sdlora.data.cache import folder_of
 from sdlora.errors import SdloraError
 from sdlora.models import Components
 from sdlora.training import layout as layouts
-from sdlora.training import metrics, placement, planning, prior, text
+from sdlora.training import metrics, placement, planning, prior, sources
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout
@@ -45,7 +47,7 @@ def train(
     """
     config = config.settled()
     report = Terminal(config.steps) if progress else Silent()
-    found = planning.checked(config)
+    found = sources.gathered(config)
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None
@@ -55,15 +57,11 @@ def train(
     layouts.agree(place, config)
     layouts.begin(place, config)
     with placement.prepared(components, config), placement.deterministic(components.device), report:
-        cache = Cache(config.cache or place.cache)
-        sources = [Source("images", _encoded(found, components, config, cache, report), config.batch_size, 1.0)]
-        if config.prior.on:
-            report.say("drawing the base's own pictures")
-            own = prior.examples(place.prior, config.prior, components, config.seed, components.size, imagine)
-            sources.append(Source("prior", _encoded(own, components, config, cache, report), config.priors_per_batch, config.prior.weight))
-        identity = {"base model": components.hash, "images": fingerprint(found)}
+        cache = Cache(folder_of(config.cache))
+        encoded = sources.made(found, components, config, cache, place.prior, imagine, report.say)
+        identity = {"base model": components.hash, "images": fingerprint(found.examples)}
         try:
-            run = _run(config, components, sources, cache, identity)
+            run = _run(config, components, encoded, cache, identity)
             with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
                 with hardware.compiled(components.unet, config.compile):
                     return _carry_out(run, place, draw, report)
@@ -97,29 +95,19 @@ def idle_parts(run: Run, gone: bool) -> Iterator[None]:
 
 def fitted(config: TrainConfig, components: Components) -> TrainConfig:
     """The settings that only the loaded base and its device can tell, spelled out; SdloraError if the base cannot serve."""
-    multiple = components.factor * 2 ** (len(components.unet.config.block_out_channels) - 1)
-    resolution = config.resolution or components.size
-    if resolution % multiple:
-        near = max(multiple, round(resolution / multiple) * multiple)
-        raise SdloraError(f"resolution is {resolution}; {components.name} needs a multiple of {multiple}, such as {near}")
+    sides = frames(config, sources.grid(components)).sides
+    resolution = sides[0] if len(sides) == 1 else sides
+    conditioning.check_clip_skip(components, config.clip_skip)
     precision = placement.precision(config.precision, components.device)
     return config.model_copy(update={"resolution": resolution, "precision": precision})
 
 
-def _encoded(found: list, components: Components, config: TrainConfig, cache: Cache, report: Silent) -> Encoded:
-    assert config.resolution is not None
-    report.say("encoding the images")
-    return encode(found, components, config.resolution, cache, config.flip)
-
-
-def _run(config: TrainConfig, components: Components, sources: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
-    captions = [caption for source in sources for caption in source.data.captions]
-    learns_text = planning.trains_text(config)
-    prompts = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
+def _run(config: TrainConfig, components: Components, encoded: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
+    prompts = sources.prompts(encoded, components, config, cache, planning.trains_text(config))
     parameters, groups = trainable(components, config)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
-    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates, scaler)
+    return Run(config, components, encoded, prompts, identity, parameters, adamw(groups, config), rates, scaler)
 
 
 def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:
