@@ -145,8 +145,9 @@ def _distance(whole: Size, size: Size) -> float:
 
 def _within(whole: Size, how: Frames, side: int) -> Size:
     """The size nearest below the picture's own, brought down where it has too many pixels or too long a side."""
-    scale = min(1.0, side / math.sqrt(whole[0] * whole[1]), how.bounds(side)[1] / max(whole))
-    height, width = (int(length * scale + 1e-9) // how.step * how.step for length in whole)
-    if not (height and width):
+    if min(whole) < how.step:
         raise SdloraError(f"a picture of {whole[1]} × {whole[0]} pixels is smaller than {how.step}, and buckets.upscale is off")
+    longest = how.bounds(side)[1]
+    scale = min(1.0, max(how.step / min(whole), min(side / math.sqrt(whole[0] * whole[1]), longest / max(whole))))
+    height, width = (min(longest, int(length * scale + 1e-9)) // how.step * how.step for length in whole)
     return height, width

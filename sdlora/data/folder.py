@@ -75,11 +75,13 @@ def scan(folder: str | Path, caption: str | None = None) -> list[Example]:
 def gather(settings: DataSettings) -> Found:
     """All pictures with their captions, in the order of their names, a folder's own before those of its sub-folders.
 
-    Unreadable pictures are left out and told of. SdloraError for a folder without pictures, for one that lacks a caption, and if
-    `settings.strict` for an unreadable one.
+    Unreadable pictures are left out and told of. SdloraError for a folder without pictures, for a picture that lacks a caption or would
+    share its file with another, and if `settings.strict` for an unreadable one.
     """
-    examples, skipped = [], []
-    for entry in entries(settings):
+    examples, skipped, found = [], [], entries(settings)
+    for one, other in shared_stems([entry.path for entry in found]):
+        raise SdloraError(f"{one.name} and {other.name} in {one.parent} share a stem, and so a caption file; rename one")
+    for entry in found:
         problem = pictures.problem(entry.path)
         if problem and settings.strict:
             raise SdloraError(problem)
@@ -96,7 +98,7 @@ def gather(settings: DataSettings) -> Found:
 
 
 def entries(settings: DataSettings) -> list[Entry]:
-    """The picture files. SdloraError for a missing or empty folder, and for two pictures that would share a caption file."""
+    """The picture files. SdloraError for a missing or empty folder."""
     root = existing(settings.images)
     rules = {_placed(root, rule): rule for rule in settings.folders}
     table = metadata.read(settings.metadata) if settings.metadata else None
@@ -110,7 +112,6 @@ def entries(settings: DataSettings) -> list[Entry]:
         found += _entries(regular, regular, rules, None, settings, output)
     if not found:
         raise SdloraError(f"no images in {root}; put {', '.join(s[1:] for s in SUFFIXES)} files there")
-    _refuse_shared_captions([entry.path for entry in found])
     return found
 
 
@@ -209,12 +210,10 @@ def _placed(root: Path, rule: Folder) -> Path:
     return path
 
 
-def _refuse_shared_captions(found: Sequence[Path]) -> None:
+def shared_stems(found: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of pictures that would have the same caption file."""
     seen: dict[Path, Path] = {}
-    for path in found:
-        other = seen.setdefault(path.with_suffix(""), path)
-        if other != path:
-            raise SdloraError(f"{other.name} and {path.name} in {path.parent} share a stem, and so a caption file; rename one")
+    return [(seen[stem], path) for path in found if seen.setdefault(stem := path.with_suffix(""), path) != path]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -83,7 +83,7 @@ def planned(examples: Sequence[Example], config: TrainConfig, how: Frames, size:
         except SdloraError:  # a header that has become unreadable: `encoded` says so
             whole = (how.sides[0], how.sides[0])
         known += [(example, whole, side) for side in how.sides]
-    firsts = [buckets.framed(whole, how, side) for _, whole, side in known]
+    firsts = [_framed(example, whole, how, side) for example, whole, side in known]
     deck = Deck([first.size for first in firsts], [example.repeats for example, _, _ in known])
     batches = config.steps * config.accumulate
     rows = []
@@ -92,6 +92,13 @@ def planned(examples: Sequence[Example], config: TrainConfig, how: Frames, size:
         crops, turns = crops_of(example, whole, how, side, config, name)
         rows.append(Planned(example, crops[:asked], wordings(example, config, name), turns))
     return rows
+
+
+def _framed(example: Example, whole: tuple[int, int], how: Frames, side: int) -> Crop:
+    try:
+        return buckets.framed(whole, how, side)
+    except SdloraError as error:
+        raise SdloraError(f"{example.path}: {error}; take it out of the folder, or leave out buckets.upscale") from error
 
 
 def crops_of(
