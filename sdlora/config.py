@@ -69,7 +69,8 @@ def check_keys(cls: type[BaseModel], data: Mapping[str, Any], origin: Mapping[st
     for key, value in data.items():
         name = prefix + key
         if key not in cls.model_fields:
-            where = next((place for k, place in origin.items() if k == name or k.startswith(name + ".")), "")
+            inner = (place for k, place in origin.items() if k == name or k.startswith(name + "."))
+            where = next(inner, "") or next((place for k, place in origin.items() if name.startswith(k + ".")), "")
             raise SdloraError(f"unknown setting {name} {where}".rstrip() + nearest(name, _names(root)))
         nested = _nested_model(cls.model_fields[key].annotation)
         if nested:
