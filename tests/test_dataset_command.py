@@ -173,3 +173,20 @@ def test_sizes_and_ages_are_read_and_written():
 def test_tag_frequencies_count_pictures(folder):
     examples = [data.Example(Path("a"), ("x, y, x", "y")), data.Example(Path("b"), ("y",))]
     assert check.tag_frequencies(examples) == [("y", 2), ("x", 1)]
+
+
+def test_the_settings_that_the_guide_shows_are_valid(tmp_path):
+    import re
+
+    from sdlora import config
+
+    guide = (ROOT / "datasets" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "a.toml").write_text(block, encoding="utf-8")
+    found = config.load(TrainConfig, tmp_path / "a.toml", ["output=x"])
+    assert found.folders[0].trigger == "zwx" and found.regularisation == tmp_path / "cats"
+    named = re.findall(r"`(\w+(?:\.\w+)?) = ", guide)
+    assert len(named) > 5
+    for name in named:
+        first, _, rest = name.partition(".")
+        assert first in TrainConfig.model_fields and (not rest or rest in data.settings.Buckets.model_fields), name

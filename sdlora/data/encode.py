@@ -24,6 +24,8 @@ from sdlora.data.weights import weights_hash
 from sdlora.errors import SdloraError
 from sdlora.models import Components
 
+Facts = tuple[object, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -119,6 +121,8 @@ def encoded(
     strict: bool = True,
 ) -> Encoded:
     """The posterior means of all pictures as planned. One that cannot be decoded is a SdloraError if `strict`, else left out."""
+    vae: Any = components.vae
+    encoder = (weights_hash(vae), str(vae.dtype), vae.device.type, vae.use_tiling)
     rows: list[Row] = []
     examples: dict[Path, Example] = {}
     skipped: dict[Path, str] = {}
@@ -126,7 +130,7 @@ def encoded(
         example = planned.example
         if example.path not in skipped:
             try:
-                rows.append(_row(planned, components, cache, look))
+                rows.append(_row(planned, components, encoder, cache, look))
                 examples[example.path] = example
             except SdloraError as error:
                 if strict:
@@ -137,8 +141,8 @@ def encoded(
     return Encoded(tuple(rows), tuple(examples.values()), tuple(skipped.values()))
 
 
-def _row(planned: Planned, components: Components, cache: Cache, look: Look) -> Row:
-    picture = _Picture(planned.example, components, cache, look)
+def _row(planned: Planned, components: Components, encoder: Facts, cache: Cache, look: Look) -> Row:
+    picture = _Picture(planned.example, components, encoder, cache, look)
     views = tuple(tuple(picture.view(crop, mirrored) for mirrored in ((False, True) if look.flip else (False,))) for crop in planned.crops)
     return Row(views, planned.wordings, planned.key, planned.turns, planned.example.repeats, planned.example.weight)
 
@@ -149,6 +153,7 @@ class _Picture:
 
     example: Example
     components: Components
+    encoder: Facts  # what latents depend on beside the pixels
     cache: Cache
     look: Look
     opened: dict[str, Any] = field(default_factory=dict)
@@ -161,11 +166,10 @@ class _Picture:
             pixels = pictures.to_tensor(pictures.cut(self.whole(), crop.box, crop.size))
             return {"latents": latents.encode_image(self.components, (pixels.flip(-1) if mirrored else pixels)[None])[0]}
 
-        vae: Any = self.components.vae
-        facts = ("latents", weights_hash(vae), str(vae.dtype), vae.device.type, vae.use_tiling)
-        return self.cache.get((*facts, *self.seen(crop, mirrored), self.look.background), make)["latents"].float()
+        facts = ("latents", *self.encoder, *self.seen(crop, mirrored), self.look.background)
+        return self.cache.get(facts, make)["latents"].float()
 
-    def mask(self, crop: Crop, mirrored: bool) -> Tensor | None:
+    def mask(self, crop: Crop, mirrored: bool) -> Tensor:
         path, factor = self.example.mask, self.components.factor
         assert path is not None
         own = path == self.example.path
@@ -176,8 +180,7 @@ class _Picture:
             small = torch.ones(1, *size) if grey is None else pictures.shrunk(grey, crop.box, size)
             return {"mask": small.flip(-1) if mirrored else small}
 
-        found = self.cache.get(("masks", digest(path), own, factor, *self.seen(crop, mirrored)), make)["mask"]
-        return found
+        return self.cache.get(("masks", digest(path), own, factor, *self.seen(crop, mirrored)), make)["mask"]
 
     def seen(self, crop: Crop, mirrored: bool) -> tuple[object, ...]:
         """The facts of which pixels are looked at."""
@@ -203,17 +206,32 @@ def without_blank_masks(data: Encoded) -> Encoded:
     return replace(data, rows=tuple(bare))
 
 
+def encoders_of(components: Components) -> Facts:
+    """What embeddings depend on beside the tokens."""
+    encoders: Iterable[Any] = components.text_encoders
+    return tuple((weights_hash(encoder), str(encoder.dtype), encoder.device.type) for encoder in encoders)
+
+
 def embeddings(
     captions: Sequence[str], components: Components, cache: Cache, clip_skip: int = 1, chunks: int = conditioning.CHUNKS
 ) -> Conditioning:
     """Of each caption, in fp32 on the CPU; of all at the length of the longest, with a mask."""
-    return conditioning.cat(embedding(caption, components, cache, clip_skip, chunks) for caption in captions)
+    encoders = encoders_of(components)
+    return conditioning.cat(embedding(caption, components, cache, clip_skip, chunks, encoders) for caption in captions)
 
 
 def embedding(
-    caption: str | None, components: Components, cache: Cache, clip_skip: int = 1, chunks: int = conditioning.CHUNKS
+    caption: str | None,
+    components: Components,
+    cache: Cache,
+    clip_skip: int = 1,
+    chunks: int = conditioning.CHUNKS,
+    encoders: Facts | None = None,
 ) -> Conditioning:
-    """(1, 77 k, width) for a caption of k chunks of 75 tokens, at most `chunks`; None is no caption (`conditioning.encode_absent`)."""
+    """(1, 77 k, width) for a caption of k chunks of 75 tokens, at most `chunks`; None is no caption (`conditioning.encode_absent`).
+
+    encoders    `encoders_of(components)`, if it is known already
+    """
     ids = conditioning.chunk_tokens(components, caption or "", chunks)
     absent = caption is None and components.zeros_for_empty
 
@@ -224,9 +242,8 @@ def embedding(
             hint = conditioning.masked(hint, torch.zeros(1, dtype=torch.bool, device=hint.context.device))
         return {"context": hint.context} | ({} if hint.pooled is None else {"pooled": hint.pooled})
 
-    encoders: Iterable[Any] = components.text_encoders
-    facts = [(weights_hash(encoder), str(encoder.dtype), encoder.device.type) for encoder in encoders]
-    kept = cache.get(("text", facts, [own.tolist() for own in ids], clip_skip, absent), make)
+    facts = ("text", encoders or encoders_of(components), [own.tolist() for own in ids], clip_skip, absent)
+    kept = cache.get(facts, make)
     return Conditioning(kept["context"], kept.get("pooled")).to(dtype=torch.float32)
 
 
