@@ -178,6 +178,37 @@ def test_alpha_of_a_peft_file_follows_its_config(header, alpha):
     assert decode(PEFT_PAIR, header).layers[LAYER].alpha == alpha
 
 
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"unet.lora_alpha": "x"}, "unet.lora_alpha in the header's .* is 'x', which is no number"),
+        ({"unet.lora_alpha": [1]}, "is .1., which is no number"),
+        ({"unet.lora_alpha": True}, "is True, which is no number"),
+        ({"unet.alpha_pattern": [1]}, "alpha_pattern in the header's .* is no table"),
+        ({"unet.alpha_pattern": {"(": 1}}, "which is no pattern"),
+        ({"unet.alpha_pattern": {"x": "y"}}, "alpha_pattern of x .* is 'y', which is no number"),
+    ],
+)
+def test_a_damaged_peft_config_is_one_clear_line(entries, message):
+    with pytest.raises(SdloraError, match=message):
+        decode(PEFT_PAIR, config(**entries))
+
+
+def test_a_peft_config_of_null_says_nothing():
+    assert decode(PEFT_PAIR, config(**{"unet.lora_alpha": None, "unet.alpha_pattern": None})).layers[LAYER].alpha == 3.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_numbers_that_are_not_finite_are_refused_with_their_layer(value, dtype):
+    for key in pair():
+        tensors = {name: tensor.to(dtype) for name, tensor in (pair() | {key: torch.full_like(pair()[key], value)}).items()}
+        with pytest.raises(SdloraError, match="unet.conv_in has numbers that are not finite"):
+            decode(tensors)
+    with pytest.raises(SdloraError, match="conv_in.alpha is (nan|inf); the file is damaged"):
+        decode(pair() | {"lora_unet_conv_in.alpha": torch.tensor(value)})
+
+
 def test_pefts_own_rule_gives_the_same_alphas():
     """On names and patterns where several match: the first does (peft.utils.other.get_pattern_key)."""
     from peft.utils.other import get_pattern_key

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sdlora.config import NAME_OR_FOLDER, NameOrFolder, Settings
+from sdlora.config import NAME_OR_FOLDER, BaseModelName, NameOrFolder, Settings
 
 PROMPTS = ("a cat face, flat emoji", "a rocket, 3d emoji", "a red apple, noto emoji", "a penguin, line drawing")
 
 
 class BenchmarkConfig(Settings):
-    base: NameOrFolder = "emoji"  # a name, or a folder in diffusers' layout
+    base: BaseModelName = "emoji"  # a built-in name, a file, a folder in diffusers' layout, or a cached Hub id
     vae: Path | None = None  # a VAE in place of the base's own
     adapter: NameOrFolder = (
         "random:rank=16"  # a file, or random:rank=16,seed=0,targets=attention: untrained, but with the cost of a trained one
