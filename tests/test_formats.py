@@ -102,7 +102,17 @@ def test_kohya_names_are_the_ones_that_the_field_knows():
         ("lora_te2_text_projection.alpha", "text_encoder_2.text_projection"),
         ("lycoris_down_blocks_0_resnets_0_conv1.alpha", "unet.down_blocks.0.resnets.0.conv1"),
         ("lora_unet_output_blocks_2_1_conv.lora_up.weight", "unet.up_blocks.0.upsamplers.0.conv"),  # SD 1.x by LDM's names
-        ("lora_unet.mid_block.attentions.0.proj_in.lora_down.weight", "unet.mid_block.attentions.0.proj_in"),
+        ("lora_unet.mid_block.attentions.0.proj_in.lora_down.weight", "unet.mid_block.attentions.0.proj_in"),  # OneTrainer's own folder
+        ("lora_te1.text_model.encoder.layers.0.mlp.fc1.alpha", "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
+        ("unet.output_blocks.2.2.conv.lora_up.weight", "unet.up_blocks.0.upsamplers.0.conv"),  # OneTrainer's SD 1.x, as if of XL
+        ("unet.output_blocks.8.2.conv.lora_up.weight", "unet.up_blocks.2.upsamplers.0.conv"),
+        ("unet.label_emb.0.2.lora_down.weight", "unet.add_embedding.linear_2"),
+        ("unet.input_blocks.10.0.in_layers.2.lora_down.weight", "unet.down_blocks.3.resnets.0.conv1"),
+        ("clip_l.text_model.encoder.layers.3.self_attn.out_proj.alpha", "text_encoder.text_model.encoder.layers.3.self_attn.out_proj"),
+        ("clip_g.text_projection.lora_down.weight", "text_encoder_2.text_projection"),
+        ("lora_unet_input_blocks_1_0_emb_layers_1.alpha", "unet.down_blocks.0.resnets.0.time_emb_proj"),  # ai-toolkit's SDXL
+        ("lora_unet_input_blocks_4_0_skip_connection.lora_up.weight", "unet.down_blocks.1.resnets.0.conv_shortcut"),
+        ("lora_unet_input_blocks_3_0_op.lora_down.weight", "unet.down_blocks.0.downsamplers.0.conv"),
         ("diffusion_model.middle_block.1.proj_in.lora_A.weight", "unet.mid_block.attentions.0.proj_in"),
         (
             "text_encoders.clip_g.transformer.text_model.encoder.layers.1.mlp.fc2.lora_B.weight",

@@ -66,6 +66,27 @@ def test_each_matrix_belongs_to_the_layer_whose_path_is_in_its_key(name):
         assert path in bare(keys[id(update.a)]) and path in bare(keys[id(update.b)])
 
 
+@pytest.mark.parametrize("level", ["", "text_model_"])  # that transformers 5 has lost, and files have
+@pytest.mark.parametrize("name", [name for name in READ if manifest(name)[0]["dialect"] in ("kohya", "kohya-sgm") and "tucker" not in name])
+def test_diffusers_own_reader_leads_every_tensor_of_kohyas_to_the_same_layer(name, level):
+    """Its whole way, from Stability's block names to the dotted names of diffusers' modules, and α with them."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers, _maybe_map_sgm_blocks_to_diffusers
+
+    facts, found = manifest(name)
+    tensors = {re.sub(r"(lora_te\d?_)(encoder)", rf"\1{level}\2", key): tensor for key, tensor in found.items()}
+    tensors |= {key: torch.tensor(5) for key, tensor in tensors.items() if key.endswith(".alpha") and not tensor}  # 0 is r here, 0 there
+    mapped = _maybe_map_sgm_blocks_to_diffusers(dict(tensors), short(facts["family"])["unet"].config)
+    theirs, alphas = _convert_non_diffusers_lora_to_diffusers(mapped)
+    ours = decode(tensors).layers
+    placed = {}
+    for key, tensor in theirs.items():
+        read = split(key)
+        assert read is not None
+        placed[read[:2]] = id(tensor)
+    assert placed == {(layer, field): id(t) for layer, u in ours.items() for field, t in (("down", u.a), ("up", u.b))}
+    assert sorted(alphas.values()) == sorted(u.alpha for layer, u in ours.items() if any(key.endswith(".alpha") for key in tensors))
+
+
 def bare(text: str) -> str:
     return re.sub(r"[^a-z0-9]|text_model", "", text)
 
@@ -110,6 +131,7 @@ def test_the_manifests_are_what_the_installed_libraries_write(name):
     ("key", "kind"),
     [
         ("unet.x.oft_R.weight", "OFT or BOFT"),
+        ("lora_unet_mid_block_attentions_0_proj_in.magnitude", "DoRA"),  # ai-toolkit's
         ("unet.x.boft_R", "OFT or BOFT"),
         ("unet.x.lora_magnitude_vector.default.weight", "DoRA"),
         ("unet.x.vera_lambda_b", "VeRA"),
