@@ -89,7 +89,8 @@ def _tensor(whole: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offset
         begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
         whole.madvise(mmap.MADV_DONTNEED, begin, offset + count * dtype.itemsize - begin)
 
-    return Stored(shape, dtype, read, release) if hasattr(mmap, "MADV_DONTNEED") and count else Stored(shape, dtype, read)
+    given_back = {"release": release} if hasattr(mmap, "MADV_DONTNEED") and count else {}
+    return Stored(shape, dtype, read, mapped=True, **given_back)
 
 
 def write(path: str | Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str] | None = None) -> None:

@@ -37,6 +37,7 @@ class Stored:
     dtype: torch.dtype
     read: Callable[[], Tensor]
     release: Callable[[], None] = _nothing
+    mapped: bool = False  # `read` takes it from the file each time, and nothing of it stays in memory
 
     @property
     def count(self) -> int:
