@@ -407,6 +407,18 @@ def test_rates_that_are_found_begin_at_1_and_lions_is_smaller(settings):
     assert settings(optimizer=FREE).settled().schedule == "constant"
 
 
+def test_the_plan_tells_what_is_not_usual(settings):
+    from sdlora.training import words
+
+    usual = settings(warmup=10).settled()
+    assert (words.schedule(usual), words.loss(usual)) == ("then a cosine to 0", "Min-SNR 5, stratified timesteps")
+    tables = {"noise": {"offset": 0.05}, "timesteps": {"max": 500}, "ema": {"decay": 0.99}, "dropout": {"rank": 0.1}}
+    other = settings(**tables, schedule="wsd", loss={"kind": "huber", "weighting": "p2"}, lora_plus=4.0, stratified=False).settled()
+    assert words.loss(other) == "P2 huber, timesteps from 0 up to 500, noise offset 0.05"
+    ends = "then constant, and over the last 20 % to 0; B 4 times as fast as A; average with decay 0.99; dropout 0 of numbers, "
+    assert words.schedule(other) == ends + "0.1 of ranks, 0 of layers"
+
+
 def test_the_header_says_how_the_step_was_made(settings, running):
     run = running(settings(**FEW, loss={"kind": "huber", "weighting": "debiased"}, noise={"offset": 0.05}, max_norm=1.0))
     head = training.run.metadata(run)
