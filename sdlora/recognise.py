@@ -40,7 +40,7 @@ KNOWN = (  # (what some key looks like, what the file then is); the first that f
     (r"^(320|640|768|1024|1280)$", "a hypernetwork"),
     (r"\.RDB\d\.|\.rdb\d\.conv|^conv_first\.", "an upscaler of pictures (ESRGAN or alike)"),
     (r"^encoder\.block\.\d+\.layer\.\d+\.SelfAttention", "a T5 text encoder"),
-    (r"(^|\.)vision_model\.encoder\.|^visual\.", "an image encoder (CLIP vision)"),
+    (r"^vision_model\.encoder\.|^visual\.", "an image encoder (CLIP vision)"),
 )
 PARTS = (  # what a file with no more than these is; for those who look for an adapter
     (r"^(model\.diffusion_model|model_ema)\.", "a base model; give it as --base"),
