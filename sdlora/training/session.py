@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sdlora import apply, conditioning, files, hardware, models
-from sdlora.data import Cache, fingerprint
+from sdlora.data import Cache, Found, fingerprint
 from sdlora.data.buckets import frames
 from sdlora.data.cache import folder_of
 from sdlora.errors import SdloraError
@@ -56,15 +56,27 @@ def train(
     place = Layout(config.output)
     layouts.agree(place, config)
     layouts.begin(place, config)
-    with placement.prepared(components, config), placement.deterministic(components.device), report:
+    with report, underway(config, components, found, report, imagine) as run:
+        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
+            with hardware.compiled(components.unet, config.compile):
+                return _carry_out(run, place, draw, report)
+
+
+@contextmanager
+def underway(
+    config: TrainConfig, components: Components, found: Found, report: Silent, imagine: prior.Imagine | None = None
+) -> Iterator[Run]:
+    """A run at step 0, its updates on `components`, everything encoded; afterwards the components are as they were.
+
+    `config` is settled and fitted, `found` the images that sources.gathered gave.
+    """
+    place = Layout(config.output)
+    with placement.prepared(components, config), placement.deterministic(components.device):
         cache = Cache(folder_of(config.cache))
         encoded = sources.made(found, components, config, cache, place.prior, imagine, report.say)
         identity = {"base model": components.hash, "images": fingerprint(found.examples)}
         try:
-            run = _run(config, components, encoded, cache, identity)
-            with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
-                with hardware.compiled(components.unet, config.compile):
-                    return _carry_out(run, place, draw, report)
+            yield _run(config, components, encoded, cache, identity)
         finally:
             apply.eject(components.modules)
 
