@@ -25,6 +25,7 @@ VALIDATES = {  # the modules that may know pydantic
     "config",
     "data.settings",
     "training.config",
+    "training.tables",
     "drawing.reading",
     "benchmark.config",
     "benchmark.training.config",

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sdlora.conditioning import time_ids
 from sdlora.data.encode import Encoded, Row, View
-from sdlora.training import draws
+from sdlora.loss.timesteps import placed
+from sdlora.training import draws, noising
 from sdlora.training.config import TrainConfig
 from sdlora.training.deal import Card, Deck, dealt
 
@@ -23,6 +24,7 @@ class Batch:
     time_ids: Tensor  # (n, 6) fp32, the sizes that SDXL is told
     weights: Tensor  # (n,) of each sample's loss; they add up to 1 (+ the prior's weight) over an optimiser step
     masks: Tensor | None = None  # (n, 1, h, w) fp32 in [0, 1]: how much the loss counts where; None: everywhere alike
+    extra: Tensor | None = None  # (n, c, h, w): more noise for the input than the target knows of
 
     def to(self, device: torch.device) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -56,7 +58,10 @@ def batches(sources: Sequence[Source], config: TrainConfig, step: int, total: in
 
 def _timesteps(source: Source, config: TrainConfig, step: int, total: int) -> Tensor:
     count = source.batch_size * config.accumulate
-    return draws.timesteps(count, total, config.stratified, config.seed, f"timesteps of {source.name}", step)
+    u = draws.quantiles(count, config.stratified, config.seed, f"timesteps of {source.name}", step)
+    own = config.timesteps
+    normal = {"mean": own.mean or 0.0, "deviation": own.deviation or 1.0}
+    return placed(u, total, own.min, own.max, own.distribution, **normal, shift=own.shift)
 
 
 def _samples(source: Source, config: TrainConfig, step: int, micro: int, timesteps: Tensor) -> Batch:
@@ -69,13 +74,20 @@ def _samples(source: Source, config: TrainConfig, step: int, micro: int, timeste
     latents = torch.stack([view.latents for view in views])
     return Batch(
         latents,
-        torch.stack([draws.normal(tuple(latents.shape[1:]), seed, f"noise of {source.name}", n) for n in numbers]),
+        torch.stack([noising.drawn(x, config.noise, seed, source.name, n) for x, n in zip(latents, numbers, strict=True)]),
         timesteps[micro * size : (micro + 1) * size],
         tuple(_caption(row, card, source, config) for row, card in zip(rows, cards, strict=True)),
         time_ids([view.sizes for view in views]),
         torch.tensor([row.weight for row in rows]) * (source.weight / (size * config.accumulate)),
         _masks(views),
+        _extra(latents, source, config, numbers),
     )
+
+
+def _extra(latents: Tensor, source: Source, config: TrainConfig, numbers: range) -> Tensor | None:
+    if not config.noise.input_perturbation:
+        return None
+    return torch.stack([noising.extra(x, config.noise, config.seed, source.name, n) for x, n in zip(latents, numbers, strict=True)])
 
 
 def _view(row: Row, card: Card, source: Source, seed: int) -> View:
@@ -103,7 +115,8 @@ def _joined(parts: Sequence[Batch]) -> list[Batch]:
 
 
 def _cat(parts: Sequence[Batch]) -> Batch:
-    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "noise", "timesteps", "time_ids", "weights")}
+    names = [f.name for f in fields(Batch) if f.name != "masks" and isinstance(getattr(parts[0], f.name), Tensor)]
+    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
     masked = any(part.masks is not None for part in parts)
     masks = [torch.ones_like(part.latents[:, :1]) if part.masks is None else part.masks for part in parts] if masked else []
     captions = tuple(caption for part in parts for caption in part.captions)

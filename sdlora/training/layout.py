@@ -11,7 +11,7 @@ from sdlora.training.config import TrainConfig
 # What may differ between the command that began a run and the one that goes on with it: nothing of this changes the adapter.
 # The contents of PLACES, with captions, repeats, weights and masks, are compared by their hash instead.
 PLACES = {"images", "folders", "regularisation", "metadata", "strict"}
-FREE = PLACES | {"output", "save_every", "cache", "samples", "device", "gradient_checkpointing"}
+FREE = PLACES | {"output", "save_every", "cache", "samples", "device", "gradient_checkpointing", "explosion"}
 
 
 @dataclass(frozen=True)
