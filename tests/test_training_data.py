@@ -208,6 +208,8 @@ def test_masks_are_cut_and_mirrored_as_their_pictures_are(config, prepared, pict
     assert halves == {left, left[::-1]}, "as it is and mirrored"
     assert all(b.masks is None or b.masks.shape == (1, 1, *b.latents.shape[-2:]) for b in made)
     assert not any(b.masks is not None for b in made if not b.captions[0].startswith("picture 0"))
+    soft = all_batches(prepared, config(steps=40, batch_size=1, masks="files", loss={"unmasked_weight": 0.25}))
+    assert {b.masks.min().item() for b in soft if b.masks is not None} == {0.25}
     with pytest.raises(SdloraError, match="masks is files, and .* has none"):
         (pictures / "0-masklabel.png").unlink()
         prepared(config(masks="files"))
@@ -305,6 +307,7 @@ def test_with_everything_on_a_run_that_crashed_ends_like_one_that_did_not(config
         ({"buckets": {"smallest": 64}}, "resolution 32 does not lie between them"),
         ({"resolution": (32, 32)}, "resolution is .* several different ones"),
         ({"insert_trigger": True}, "insert_trigger has nothing to insert"),
+        ({"loss": {"unmasked_weight": 0.5}}, "loss.unmasked_weight has no effect without masks"),
         ({"background": "whyte"}, "'whyte' is no colour"),
         ({"cache": "shard"}, "'shard' is unknown; did you mean shared"),
         ({"folders": ({"path": "a"}, {"path": "a/"})}, "two tables .* have the path 'a'"),
