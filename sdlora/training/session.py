@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sdlora import apply, conditioning, files, hardware, models
-from sdlora.data import Cache, Found, fingerprint
+from sdlora.data import Cache, fingerprint
 from sdlora.data.buckets import frames
 from sdlora.data.cache import folder_of
 from sdlora.errors import SdloraError
@@ -68,11 +68,11 @@ def train(
 
 @contextmanager
 def underway(
-    config: TrainConfig, components: Components, found: Found, report: Silent, imagine: prior.Imagine | None = None
+    config: TrainConfig, components: Components, found: sources.Found, report: Silent, imagine: prior.Imagine | None = None
 ) -> Iterator[Run]:
     """A run at step 0, its updates on `components`, everything encoded; afterwards the components are as they were.
 
-    `config` is settled and fitted, `found` the images that sources.gathered gave.
+    `config` is settled and fitted, `found` what sources.gathered gave.
     """
     place = Layout(config.output)
     with placement.prepared(components, config), placement.deterministic(components.device):
