@@ -175,6 +175,20 @@ def test_random_crops_differ_and_sdxl_is_told_which(config, prepared):
     assert all(len(row.views) <= 3 for row in short.data.rows), "no more crops are made than a short training asks for"
 
 
+def test_a_picture_that_turns_out_broken_leaves_enough_of_the_others(config, prepared, pictures):
+    scene(90, 48, 32).save(pictures / "9.jpg", quality=95)
+    (pictures / "9.jpg").write_bytes((pictures / "9.jpg").read_bytes()[:-400])  # its header is whole
+    (pictures / "9.txt").write_text("broken")
+    for i in range(1, 5):
+        (pictures / f"{i}.png").unlink()
+    said = []
+    settings = config(steps=8, batch_size=1, crop="random", crops=8)
+    made = prepared(settings, say=said.append)
+    shown = [batch for step in range(8) for batch in batches.batches(made, settings, step, 1000)]
+    assert len({batch.latents.sum().item() for batch in shown}) == 8, "the one that is left is shown in all its crops"
+    assert [line for line in said if "left out" in line and "9.jpg" in line] and len(made[0].data) == 1
+
+
 def test_every_picture_is_trained_at_every_resolution(config, prepared):
     made = all_batches(prepared, config(steps=40, batch_size=1, resolution=(32, 64)))
     areas = [batch.time_ids[0, 4:].prod().item() for batch in made]

@@ -55,7 +55,8 @@ def sampler(config: "TrainConfig", components: "Components", prompts: list[str])
     from sdlora.generation import Request
     from sdlora.training.layout import Layout
 
-    wanted = [Request(text, seed=config.samples.seed, steps=config.samples.steps, guidance=config.samples.guidance) for text in prompts]
+    how: dict[str, Any] = {name: getattr(config.samples, name) for name in ("seed", "steps", "guidance")} | {"clip_skip": config.clip_skip}
+    wanted = [Request(text, **how) for text in prompts]
     plain: list[Any] = []  # the base's own pictures do not change
 
     def draw(path: Path, step: int) -> None:
