@@ -321,7 +321,7 @@ def test_with_everything_on_a_run_that_crashed_ends_like_one_that_did_not(config
         ({"buckets": {"smallest": 64}}, "resolution 32 does not lie between them"),
         ({"resolution": (32, 32)}, "resolution is .* several different ones"),
         ({"insert_trigger": True}, "insert_trigger has nothing to insert"),
-        ({"loss": {"unmasked_weight": 0.5}}, "loss.unmasked_weight has no effect without masks"),
+        ({"loss": {"unmasked_weight": 0.5}}, "loss.unmasked_weight has no effect with masks=off"),
         ({"background": "whyte"}, "'whyte' is no colour"),
         ({"cache": "shard"}, "'shard' is unknown; did you mean shared"),
         ({"folders": ({"path": "a"}, {"path": "a/"})}, "two tables .* have the path 'a'"),

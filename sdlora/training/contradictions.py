@@ -80,9 +80,6 @@ def loss(c: "TrainConfig") -> Iterator[str]:
     for name, weighting in {"p2_k": "p2", "p2_gamma": "p2", "snr_range": "snr_range"}.items():
         if getattr(own, name) is not None and own.weighting != weighting:
             yield f"loss.{name} has no effect without loss.weighting={weighting}"
-    for name in ("unmasked_weight", "unmasked_probability"):
-        if getattr(own, name) and c.masks == "off":
-            yield f"loss.{name} has no effect without masks; set masks to alpha or files"
     if own.snr_range is not None and not 0 <= own.snr_range[0] < own.snr_range[1]:
         yield f"loss.snr_range is {list(own.snr_range)}; it should be two numbers that rise, none below 0"
     if own.p2_k == 0 and own.p2_gamma != 0:
