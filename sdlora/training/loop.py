@@ -37,9 +37,12 @@ def steps(run: Run, until: int | None = None) -> Iterator[Step]:
         rate = run.set_rate()
         loss = 0.0
         for batch in batches(run.sources, run.config, run.step, len(run.components.alphas_bar)):
-            part = batch_loss(run, batch.to(run.components.device))
-            run.scaler.scale(part).backward()
-            loss += part.item()
+            own = run.world.share(batch)
+            if own is not None:
+                part = batch_loss(run, own.to(run.components.device))
+                run.scaler.scale(part).backward()
+                loss += part.item()
+        loss = run.world.summed(run.parameters, loss)
         run.scaler.unscale_(run.optimizer)
         norm = nn.utils.clip_grad_norm_(run.parameters, run.config.clip or math.inf).item()
         if not (math.isfinite(loss) and (math.isfinite(norm) or overflow(run))):

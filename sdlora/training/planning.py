@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -11,9 +12,9 @@ from sdlora.data import folder, pictures
 from sdlora.data.folder import Example
 from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
+from sdlora.training import initial, processes, saving, tracking, validation
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout, agree
-from sdlora.training.run import read_state
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Target:
 @dataclass(frozen=True)
 class Plan:
     config: TrainConfig  # settled, except for what only the device tells
-    images: int
+    images: int  # to train on
+    held: int  # to validate with
     targets: tuple[Target, ...]
     done: int  # steps that a run in the output folder has already made
 
@@ -49,15 +51,48 @@ def plan(config: TrainConfig) -> Plan:
     targets = targets_of(config)
     layout = Layout(config.output)
     agree(layout, config)
-    done = read_state(layout.state)["step"] if layout.state.exists() else 0
-    return Plan(config, len(found), targets, done)
+    done = saving.step_of(saving.newest(layout))
+    return Plan(config, len(found.train), len(found.held), targets, done)
 
 
-def checked(config: TrainConfig) -> list[Example]:
-    """The images, each a readable file, with the trigger in at least one caption."""
-    found = folder.scan(config.images, config.caption)
+@dataclass(frozen=True)
+class Found:
+    """The pictures of a training."""
+
+    train: list[Example]
+    held: list[Example]  # to validate with
+
+
+def checked(config: TrainConfig) -> Found:
+    """The images, each a readable file, with the trigger in at least one caption; and that what else is asked for is there."""
+    tracking.check(config.trackers)
+    processes.check()
+    if config.init is not None:
+        initial.digest(config.init)
+    found = _readable(config.images, config.caption)
+    if config.validation.images is not None:
+        return _apart(Found(_triggered(found, config), _readable(config.validation.images, config.caption)), config)
+    train, held = validation.divided(found, config.validation.fraction)
+    return Found(_triggered(train, config), held)
+
+
+def _readable(images: Path, caption: str | None) -> list[Example]:
+    found = folder.scan(images, caption)
     for example in found:
         pictures.check(example.path)
+    return found
+
+
+def _apart(found: Found, config: TrainConfig) -> Found:
+    """SdloraError if a picture is both trained on and validated with: its loss would fall without meaning anything."""
+    known = {example.digest for example in found.train}
+    twice = [example.path.name for example in found.held if example.digest in known]
+    if twice:
+        raise SdloraError(f"{twice[0]} lies in {config.validation.images} and in {config.images}; take it out of one of them")
+    return found
+
+
+def _triggered(found: list[Example], config: TrainConfig) -> list[Example]:
     for trigger in config.triggers:
         if not any(contains(example.caption, trigger) for example in found):
             raise SdloraError(
@@ -106,16 +141,16 @@ def lines(plan: Plan) -> list[str]:
         ("steps", f"{c.steps} ({epochs:.1f} times each image)" + (f", {plan.done} of them done" if plan.done else "")),
         ("rate", f"{rate}, {c.warmup} steps of warm-up, {ends}"),
         ("loss", (f"Min-SNR {c.min_snr:g}" if c.min_snr else "plain") + (", stratified timesteps" if c.stratified else "")),
-        ("output", str(c.output) + (f", saved every {c.save_every} steps" if c.save_every else "")),
+        *((("held out", f"{plan.held} images, validated every {c.validation.every or max(1, c.steps // 10)} steps"),) if plan.held else ()),
+        ("output", str(c.output) + (f", saved every {_interval(c)}" if c.save_every else "")),
     ]
     if c.prior.on:
         rows.insert(5, ("prior", f"{c.prior.images} pictures of {len(c.prior.prompts)} prompts, weight {c.prior.weight:g}"))
     return [f"{name:8} {text}" for name, text in rows]
 
 
-def trains_text(config: TrainConfig) -> bool:
-    """Whether a text encoder is trained."""
-    return any(component != "unet" for component in config.learning)
+def _interval(config: TrainConfig) -> str:
+    return config.save_every if isinstance(config.save_every, str) else f"{config.save_every} steps"
 
 
 def _sizes(target: Target, alike: bool) -> str:

@@ -14,9 +14,10 @@ from sdlora import apply, atomic, files
 from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import draws, schedule
+from sdlora.training import again, draws, schedule
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
+from sdlora.training.processes import ALONE, World
 from sdlora.training.text import Prompts
 
 
@@ -31,6 +32,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     rates: Sequence[float]  # the largest learning rate of each parameter group
     scaler: torch.amp.GradScaler  # of the loss, so that fp16 gradients do not vanish; idle in other precisions
+    world: World = ALONE  # the processes that train together
     step: int = 0  # optimiser steps done
 
     def set_rate(self) -> float:
@@ -57,8 +59,8 @@ class Run:
     def load_state(self, path: Path) -> None:
         """Go on from `path`; SdloraError if it was made from another base or other images."""
         state = read_state(path)
-        for what, value in self.identity.items():
-            if state["identity"].get(what) != value:
+        for what in {**state["identity"], **self.identity}:
+            if state["identity"].get(what) != self.identity.get(what):
                 raise SdloraError(f"the {what} changed since the run in {path.parent} began; choose another output, or delete that folder")
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
@@ -100,8 +102,8 @@ def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
 def metadata(run: Run) -> dict[str, str]:
     """The file's header: what the adapter is, what it was made from and how. No path of this machine."""
     config = run.config
-    settings = config.model_dump(mode="json", exclude={"images", "output", "cache", "base", "vae", "device", "samples", "save_every"})
     captions = run.sources[0].data.captions
+    hashes = {f"{name}_hash": run.identity[name] for name in ("images", "init") if name in run.identity}
     tags: dict[str, int] = {}
     for caption in captions:
         for tag in (part.strip() for part in caption.split(",")):
@@ -117,5 +119,5 @@ def metadata(run: Run) -> dict[str, str]:
         triggers=config.triggers,
         tag_frequency={config.images.name: tags},
         resolution=config.resolution,
-        settings=settings | {"images": len(captions), "images_hash": run.identity["images"]},
-    )
+        settings=again.written(config) | {"images": len(captions)} | hashes,
+    ) | {"ss_steps": str(run.step)}

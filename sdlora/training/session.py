@@ -1,29 +1,28 @@
 """A whole training: prepare, go through the steps, save at intervals, go on where an interrupted one stopped."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
-from torch import nn
 
-from sdlora import apply, files, hardware, models
-from sdlora.data import Cache, Encoded, encode, fingerprint
+from sdlora import apply, hardware, models
+from sdlora.data import Cache, Encoded, Example, encode, fingerprint
 from sdlora.errors import SdloraError
 from sdlora.models import Components
+from sdlora.training import again, initial, intervals, placement, planning, prior, processes, record, text
 from sdlora.training import layout as layouts
-from sdlora.training import metrics, placement, planning, prior, text
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
+from sdlora.training.course import Course, Draw
 from sdlora.training.layout import Layout
-from sdlora.training.loop import steps
+from sdlora.training.planning import Found
+from sdlora.training.processes import ALONE, World
 from sdlora.training.progress import Silent, Terminal
-from sdlora.training.run import Run, adamw, metadata, trainable
-
-Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
+from sdlora.training.run import Run, adamw, trainable
+from sdlora.training.tracking import Trackers
+from sdlora.training.validation import Held
 
 
 def train(
@@ -43,8 +42,9 @@ def train(
     An interrupted run, even a killed one, ends in the same bytes as one that was never stopped (CPU, same number of
     threads). SdloraError for everything a user can mend; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved.
     """
+    world = processes.world()
     config = config.settled()
-    report = Terminal(config.steps) if progress else Silent()
+    report = Terminal(config.steps) if progress and world.main else Silent()
     found = planning.checked(config)
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
@@ -53,22 +53,67 @@ def train(
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
-    layouts.begin(place, config)
+    if world.main:
+        layouts.begin(place, config)
     with placement.prepared(components, config), placement.deterministic(components.device), report:
-        cache = Cache(config.cache or place.cache)
-        sources = [Source("images", _encoded(found, components, config, cache, report), config.batch_size, 1.0)]
-        if config.prior.on:
-            report.say("drawing the base's own pictures")
-            own = prior.examples(place.prior, config.prior, components, config.seed, components.size, imagine)
-            sources.append(Source("prior", _encoded(own, components, config, cache, report), config.priors_per_batch, config.prior.weight))
-        identity = {"base model": components.hash, "images": fingerprint(found)}
+        with world.main_first():
+            made = _made(found, components, config, world, report, imagine)
+        if world.main:
+            record.write(place.manifest, record.manifest(made.parts, config.resolution or components.size))
+            record.add(place.environment, record.environment(components.device, config.precision, world.size))
         try:
-            run = _run(config, components, sources, cache, identity)
+            run = _run(config, components, made.sources, made.cache, _identity(config, components, found, world), world, made.held)
             with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
                 with hardware.compiled(components.unet, config.compile):
-                    return _carry_out(run, place, draw, report)
+                    return _course(run, place, report, draw, made.held).carry_out()
         finally:
             apply.eject(components.modules)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a training is made from, encoded."""
+
+    cache: Cache
+    sources: list[Source]
+    held: Held | None
+    parts: dict[str, list[Example]]
+
+
+def _made(found: Found, components: Components, config: TrainConfig, world: World, report: Silent, imagine: prior.Imagine | None) -> Made:
+    place = Layout(config.output)
+    cache = Cache(config.cache or place.cache)
+    sources = [Source("images", _encoded(found.train, components, config, cache, report), config.batch_size * world.size, 1.0)]
+    parts = {"train": found.train} | ({"validation": found.held} if found.held else {})
+    held = None
+    if found.held:
+        plain = config.model_copy(update={"flip": False})
+        digests = tuple(example.digest for example in found.held)
+        held = Held(_encoded(found.held, components, plain, cache, report), digests, config.validation.timesteps)
+    if config.prior.on:
+        report.say("drawing the base's own pictures")
+        parts["prior"] = prior.examples(place.prior, config.prior, components, config.seed, components.size, imagine)
+        own = _encoded(parts["prior"], components, config, cache, report)
+        sources.append(Source("prior", own, config.priors_per_batch * world.size, config.prior.weight))
+    return Made(cache, sources, held, parts)
+
+
+def _identity(config: TrainConfig, components: Components, found: Found, world: World) -> dict[str, str]:
+    """What a run that goes on has to have in common with the one that began, beside its settings."""
+    result = {"base model": components.hash, "images": fingerprint(found.train)}
+    if config.init is not None:
+        result["init"] = initial.digest(config.init)
+    if world.size > 1:
+        result["number of processes"] = str(world.size)
+    return result
+
+
+def _course(run: Run, place: Layout, report: Silent, draw: Draw | None, held: Held | None) -> Course:
+    config = run.config
+    images = len(run.sources[0].data)
+    every = intervals.steps(config.save_every, images, config.samples_per_step * run.world.size)
+    trackers = Trackers(config.trackers, place.trackers, config.title, again.written(config))
+    return Course(run, place, report, every, draw if run.world.main else None, held, trackers)
 
 
 def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Components:
@@ -78,20 +123,15 @@ def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Com
     return models.load(config.base, where, dtype, say=None if config.base in models.BUILT_IN else say, **config.reading)
 
 
-def unused(run: Run) -> list[nn.Module]:
-    """What the steps do without, now that all is encoded: the VAE, and text encoders of which none learns."""
-    encoders = [] if planning.trains_text(run.config) else list(run.components.text_encoders)
-    return [run.components.vae, *encoders]
-
-
 @contextmanager
 def idle_parts(run: Run, gone: bool) -> Iterator[None]:
-    """Inside, `unused` parts wait in the CPU's memory, or nowhere at all if they are not needed again."""
+    """Inside, what the steps do without waits in the CPU's memory, or nowhere at all if they are not needed again."""
+    idle = placement.unused(run.components, run.config)
     if gone:
-        hardware.release(unused(run))
+        hardware.release(idle)
         yield
         return
-    with hardware.resident(unused(run), torch.device("cpu")):
+    with hardware.resident(idle, torch.device("cpu")):
         yield
 
 
@@ -112,88 +152,20 @@ def _encoded(found: list, components: Components, config: TrainConfig, cache: Ca
     return encode(found, components, config.resolution, cache, config.flip)
 
 
-def _run(config: TrainConfig, components: Components, sources: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
-    captions = [caption for source in sources for caption in source.data.captions]
-    learns_text = planning.trains_text(config)
-    prompts = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
+def _run(
+    config: TrainConfig,
+    components: Components,
+    sources: Sequence[Source],
+    cache: Cache,
+    identity: dict[str, str],
+    world: World = ALONE,
+    held: Held | None = None,
+) -> Run:
+    captions = [caption for data in [*(source.data for source in sources), *([held.data] if held else [])] for caption in data.captions]
+    prompts = text.encoded(captions, components) if config.trains_text else text.cached(captions, components, cache)
     parameters, groups = trainable(components, config)
+    if config.init is not None:
+        initial.start(components.modules, config.init)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
-    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates, scaler)
-
-
-def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:
-    """The loop's consumer: log, save, draw, stop."""
-    config = run.config
-    if place.state.exists():
-        run.load_state(place.state)
-        _complete(run, place, draw)
-        report.say(f"{'finished already' if run.step == config.steps else 'going on'} at step {run.step} of {config.steps}")
-    metrics.rewind(place.metrics, run.step)
-    report.start(run.step)
-    with stoppable() as stop:
-        for step in _guarded(run, place):
-            metrics.append(place.metrics, step)
-            report.step(step)
-            if step.number == config.steps or (config.save_every and step.number % config.save_every == 0):
-                _save(run, place)
-                run.save_state(place.state)
-                _draw(run, place, draw)
-            if stop() and step.number < config.steps:
-                run.save_state(place.state)
-                raise KeyboardInterrupt(f"stopped after step {step.number} of {config.steps}; the same command goes on from there")
-    return place.adapter
-
-
-def _guarded(run: Run, place: Layout) -> Iterator:
-    """The steps; a failure also says what is left."""
-    try:
-        yield from steps(run)
-    except SdloraError as error:
-        kept = f"the last good state is in {place.state}" if place.state.exists() else "no state had been saved yet"
-        raise SdloraError(f"{error}; {kept}") from error
-
-
-def _file(run: Run, place: Layout) -> Path:
-    return place.adapter if run.step == run.config.steps else place.checkpoint(run.step)
-
-
-def _save(run: Run, place: Layout) -> None:
-    files.save(run.adapter(metadata(run)), _file(run, place), run.config.format)
-
-
-def _draw(run: Run, place: Layout, draw: Draw | None) -> None:
-    if draw is not None and not place.sample(run.step).exists():
-        components = run.components
-        with apply.suspended(components.modules), hardware.plain(components.unet), hardware.resident(unused(run), components.device):
-            draw(_file(run, place), run.step)
-
-
-def _complete(run: Run, place: Layout, draw: Draw | None) -> None:
-    """What should be there at the step of the state that was loaded, and is not: an interruption can fall between two files."""
-    every = run.config.save_every
-    if run.step == run.config.steps or (every and run.step % every == 0):
-        if not _file(run, place).exists():
-            _save(run, place)
-        _draw(run, place, draw)
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of the step, so that the state is whole; a second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt("stopped at once")
-        asked.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates, scaler, world)

@@ -1,0 +1,113 @@
+"""The loss on held-out pictures: the same noise and the same timesteps every time, so that two of its values differ by the adapter alone.
+
+It is the plain mean of squares, whatever weights the training's own loss has, so that runs with different losses can be compared.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from sdlora import atomic, hardware
+from sdlora.conditioning import predict, time_ids
+from sdlora.data import Encoded, Example
+from sdlora.errors import SdloraError
+from sdlora.loss import noised, squared_error, target
+from sdlora.training import draws, loop, metrics
+from sdlora.training.run import Run
+
+SEED = 0  # of the noise: not the run's own, so that runs with different seeds can be compared
+
+
+@dataclass(frozen=True)
+class Score:
+    step: int
+    loss: float  # mean over all pictures and timesteps
+    timesteps: tuple[int, ...]
+    losses: tuple[float, ...]  # by timestep, means over the pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The pictures that are not trained on, encoded."""
+
+    data: Encoded
+    digests: tuple[str, ...]  # sha256 of each file: its noise depends on nothing else
+    strata: int  # timesteps per picture
+
+
+def divided(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """(to train on, to validate on). Whether a picture is held out follows from its bytes alone, so that pictures which come or go
+    move no other; where chance would hold out none, the one with the smallest hash is."""
+    if not fraction:
+        return list(examples), []
+    bound = fraction * 16**16
+    held = {example.digest for example in examples if int(example.digest[:16], 16) < bound} or {min(e.digest for e in examples)}
+    train = [example for example in examples if example.digest not in held]
+    if not train:
+        raise SdloraError(
+            f"validation.fraction {fraction:g} holds out all {len(examples)} pictures; make it smaller, or give validation.images"
+        )
+    return train, [example for example in examples if example.digest in held]
+
+
+@torch.no_grad()
+def score(run: Run, held: Held) -> Score:
+    """The loss of the run's adapter as it is now."""
+    components = run.components
+    total = len(components.alphas_bar)
+    times = torch.tensor([(2 * i + 1) * total // (2 * held.strata) for i in range(held.strata)])
+    with hardware.plain(components.unet):
+        rows = torch.stack([_losses(run, held, row, times) for row in range(len(held.data))])
+    return Score(run.step, rows.mean().item(), tuple(times.tolist()), tuple(rows.mean(0).tolist()))
+
+
+def _losses(run: Run, held: Held, row: int, times: torch.Tensor) -> torch.Tensor:
+    """(strata,) in fp64 of one picture. One at a time: so no bit depends on what else is held out."""
+    components, data, strata = run.components, held.data, len(times)
+    where = components.device
+    shape = tuple(data.latents[row, 0].shape)
+    noise = torch.stack([draws.normal(shape, SEED, f"validation {held.digests[row]}", i) for i in range(strata)]).to(where)
+    clean = data.latents[row, 0].expand(strata, *shape).to(where)
+    steps, bar = times.to(where), components.alphas_bar.to(where)[times.to(where)]
+    with loop.precision(run):
+        hint = run.prompts([data.captions[row]] * strata).to(dtype=components.dtype)
+        ids = time_ids([data.sizes[row]] * strata).to(where)
+        said = predict(components.unet, noised(clean, noise, bar).to(components.dtype), steps, hint, ids)
+    return squared_error(said, target(clean, noise, bar, components.prediction)).double().cpu()
+
+
+def best(scores: Sequence[Score]) -> Score | None:
+    """The lowest loss after a step; what was before the first is only for comparison."""
+    return min((s for s in scores if s.step > 0), key=lambda s: s.loss, default=None)
+
+
+def read(path: Path) -> list[Score]:
+    return [Score(s["step"], s["loss"], tuple(s["timesteps"]), tuple(s["losses"])) for s in metrics.read(path)]
+
+
+def append(path: Path, found: Score) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(found)) + "\n")
+
+
+def rewind(path: Path, step: int) -> list[Score]:
+    """Forget what comes after `step`; what is left."""
+    kept = [found for found in read(path) if found.step <= step]
+    with atomic.replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(asdict(found)) + "\n" for found in kept), encoding="utf-8")
+    return kept
+
+
+def verdict(scores: Sequence[Score]) -> str | None:
+    """In words: the best step beside the start."""
+    found, start = best(scores), next((s for s in scores if s.step == 0), None)
+    if found is None:
+        return None
+    if start is None:
+        return f"best validation loss {found.loss:.4f} at step {found.step}"
+    if found.loss >= start.loss:
+        return f"no step has a better validation loss than the start's {start.loss:.4f}; the best is {found.loss:.4f} at step {found.step}"
+    return f"best validation loss {found.loss:.4f} at step {found.step}; {start.loss:.4f} at the start"
