@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdlora import conditioning, training
+from sdlora import conditioning, files, training
 from sdlora.data import Cache, encode, scan
 from sdlora.data.folder import Example
 from sdlora.errors import SdloraError
@@ -56,7 +56,7 @@ def test_a_training_that_is_validated_is_the_one_that_is_not(train, folder):
     assert [s.step for s in scores] == [0, 1, 2, 3] and not plain.validation.exists()
     best = min(scores[1:], key=lambda s: s.loss)
     same = watched.adapter if best.step == 3 else watched.checkpoint(best.step)
-    kept, saved = (training.run.files.read(path).layers for path in (watched.best, same))
+    kept, saved = (files.read(path).layers for path in (watched.best, same))
     assert all(torch.equal(kept[name].a, saved[name].a) and torch.equal(kept[name].b, saved[name].b) for name in saved)
 
 

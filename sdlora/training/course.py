@@ -66,9 +66,9 @@ class Course:
                 self.report.say(f"{'finished already' if run.step == self.last else 'going on'} at step {run.step} of {self.last}")
             metrics.rewind(place.metrics, run.step)
             self.scores = validation.rewind(place.validation, run.step) if self.held else []
+            self.trackers.start(run.step)
             if run.step == 0 and not self.scores:
                 self.validate()
-            self.trackers.start(run.step)
         self.report.start(run.step)
         run.world.wait()
 

@@ -1,8 +1,9 @@
 """How much memory a training takes, estimated from shapes alone: weights, the adapter with its optimiser, activations.
 
-The activations kept for the gradient follow from what each kind of layer keeps. A frozen Linear or convolution keeps nothing;
-normalisations, SiLU, GEGLU and attention keep what the formulas below say; a trained layer keeps its input. With gradient
-checkpointing (Chen et al. 2016, arXiv:1604.06174) only the inputs of blocks stay, and one block at a time is computed again.
+The activations kept for the gradient follow from what PyTorch keeps for each kind of layer. A frozen Linear keeps nothing; a
+convolution keeps its input even when frozen, and so do normalisations, SiLU and a trained Linear; attention keeps queries, keys,
+values and result. With gradient checkpointing (Chen et al. 2016, arXiv:1604.06174) only the inputs of blocks stay, and one block
+at a time is computed again. Beside counts of the true networks (docs/memory.md) this is within 2 %, with checkpointing within 15 %.
 """
 
 from collections.abc import Mapping
@@ -20,22 +21,25 @@ from sdlora.training.planning import Target
 GIB = 2**30
 TOKENS = 77
 STATE = 16  # bytes per trained number: itself, its gradient and AdamW's two moments, all fp32
+KINDS = ("ResnetBlock2D", "BasicTransformerBlock", "Transformer2DModel", "Downsample2D", "Upsample2D")
 TEXT_KEPT = 22  # numbers kept per token and width in a layer of CLIP's text encoder
+SCRATCH, BASIC = 12, 15 * 2**20  # times the widest input, for its 3 × 3 patches; bytes. Fitted to a CPU: docs/memory.md
 BACKWARD = 2  # of the largest activation: its gradient and that of what it was made from, while both are alive
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes, at the worst moment of a step; what libraries and allocators take beside their tensors is not in it."""
+    """Bytes, at the worst moment of a step; what libraries take is not in it."""
 
     weights: int  # of the base's parts that stay, and of the adapter as it is
     adapter: int  # trained numbers, gradients, moments
     activations: int
+    scratch: int  # what the CPU's convolutions write down for themselves; on other devices it was not measured, and is 0
     images: int  # per batch
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.activations
+        return self.weights + self.adapter + self.activations + self.scratch
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,25 @@ def estimate(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None
     trained = set(apply.select(modules, list(config.parts)))
     blocks = unet_blocks(unet, height, width, trained)
     if config.gradient_checkpointing:
-        kept = sum(block.entry for block in blocks) + max(block.inside for block in blocks)
+        kept = sum(block.entry for block in blocks) + max(block.inside - block.entry for block in blocks)
     else:
         kept = sum(block.inside for block in blocks)
     largest = unet.config.block_out_channels[0] * height * width
     numbers = kept + BACKWARD * largest + text_numbers(modules, config)
     weights = sum(_size(module) for name, module in modules.items() if name in config.learning or name == UNET) * bytes_
     adapter = STATE * sum(target.parameters for target in targets(config, modules))
-    return Footprint(weights, adapter, round(images * numbers * bytes_), images)
+    scratch = BASIC + SCRATCH * widest(unet, height, width) * images * bytes_ if where.type == "cpu" else 0
+    return Footprint(weights, adapter, round(images * numbers * bytes_), scratch, images)
+
+
+def widest(unet: Any, height: int, width: int) -> int:
+    """Numbers in the largest input of a convolution."""
+    count, largest = len(unet.config.block_out_channels), 0
+    for name, module in unet.named_modules():
+        if type(module).__name__ == "ResnetBlock2D":
+            level = _level(name, count)
+            largest = max(largest, module.in_channels * (height >> level) * (width >> level))
+    return largest
 
 
 def targets(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[Target, ...]:
@@ -81,20 +96,31 @@ def latent_size(config: TrainConfig, unet: Any) -> tuple[int, int]:
 
 
 def unet_blocks(unet: Any, height: int, width: int, trained: set[str]) -> list[Kept]:
-    """Every residual and every transformer block."""
+    """Every residual and every transformer block, and what lies around them, whose inputs are its all."""
     count = len(unet.config.block_out_channels)
-    result = []
+    result = [_whole(3 * unet.config.block_out_channels[0] * height * width)]  # the last normalisation, SiLU and convolution
     for name, module in unet.named_modules():
         kind = type(module).__name__
-        if kind not in ("ResnetBlock2D", "BasicTransformerBlock"):
+        if kind not in KINDS:
             continue
         level = _level(name, count)
+        if kind == "Upsample2D":
+            level -= 1
         places = (height >> level) * (width >> level)
-        inside = _resnet(module, name, trained) if kind == "ResnetBlock2D" else _transformer(module, name, trained, places)
-        entry = module.in_channels if kind == "ResnetBlock2D" else module.norm1.normalized_shape[0]
-        outside = 0 if kind == "ResnetBlock2D" or not name.endswith("transformer_blocks.0") else 2 * entry  # norm and skip around
-        result.append(Kept(places * (inside + outside), places * (entry + outside)))
+        if kind == "ResnetBlock2D":
+            result.append(Kept(places * 3 * (module.in_channels + module.out_channels), places * module.in_channels))
+        elif kind == "BasicTransformerBlock":
+            result.append(Kept(places * _transformer(module, name, trained, places), places * module.norm1.normalized_shape[0]))
+        elif kind == "Transformer2DModel":
+            convolutions = isinstance(module.proj_in, nn.Conv2d)
+            result.append(_whole(places * module.norm.num_channels * (3 if convolutions else 1)))
+        else:
+            result.append(_whole(places * module.channels))
     return result
+
+
+def _whole(numbers: float) -> Kept:
+    return Kept(numbers, numbers)
 
 
 def _level(name: str, count: int) -> int:
@@ -103,13 +129,6 @@ def _level(name: str, count: int) -> int:
         return count - 1
     number = int(name.split(".")[1])
     return number if name.startswith("down") else count - 1 - number
-
-
-def _resnet(module: Any, name: str, trained: set[str]) -> float:
-    """Two normalisations and two SiLU keep their inputs; a trained convolution its own."""
-    enter, leave = module.in_channels, module.out_channels
-    own = sum(width for part, width in (("conv1", enter), ("conv2", leave), ("conv_shortcut", enter)) if f"unet.{name}.{part}" in trained)
-    return 2 * enter + 2 * leave + own
 
 
 def _transformer(module: Any, name: str, trained: set[str], places: int) -> float:
@@ -141,6 +160,7 @@ def _size(module: nn.Module) -> int:
 def lines(found: Footprint) -> list[str]:
     """In words."""
     parts = f"weights {gib(found.weights)}, adapter and optimiser {gib(found.adapter)}, activations {gib(found.activations)}"
+    parts += f", the CPU's scratch {gib(found.scratch)}" if found.scratch else ""
     return [f"{'memory':8} about {gib(found.total)} ({parts})"]
 
 
