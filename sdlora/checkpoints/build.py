@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sdlora.checkpoints.clip import plain
+from sdlora.checkpoints.origins import remember
 from sdlora.checkpoints.stored import Stored
 from sdlora.errors import SdloraError
 
@@ -15,8 +16,12 @@ SHOWN = 3  # names in a message
 
 def skeleton(kind: str, config: Mapping[str, Any]) -> Any:
     """The network of class `kind` (of diffusers or transformers) on the meta device: names and shapes, no memory."""
-    import diffusers
     import transformers
+
+    from sdlora import imports
+
+    imports.defer()
+    import diffusers
 
     with torch.device("meta"):
         if kind.startswith("CLIP"):
@@ -65,6 +70,13 @@ def fill(module: Any, weights: Mapping[str, Stored], device: str | torch.device,
     for short, own in names(module).items():
         state[own] = weights[short].read().to(device=device, dtype=dtype, copy=True).contiguous()
         weights[short].release()
+    assign(module, state, device)
+    remember(module, weights)
+    return module
+
+
+def assign(module: Any, state: Mapping[str, torch.Tensor], device: str | torch.device) -> Any:
+    """`module` with the parameters of `state`, by its own names, and with its buffers; frozen and in evaluation mode."""
     module.load_state_dict(state, strict=False, assign=True)
     for path, buffer in list(module.named_buffers()):
         if buffer.is_meta:

@@ -11,7 +11,9 @@ from sdlora.training.config import TrainConfig
 # What may differ between the command that began a run and the one that goes on with it: nothing of this changes the adapter.
 # The contents of images and of an adapter to begin with are compared by their hashes instead.
 NAMES = ("images", "output", "init", "save_every", "keep_states", "keep_checkpoints", "trackers", "cache", "samples", "device")
-FREE: dict[str, Any] = dict.fromkeys((*NAMES, "gradient_checkpointing"), True) | {"validation": {"images", "every", "timesteps"}}
+FREE: dict[str, Any] = dict.fromkeys((*NAMES, "gradient_checkpointing", "explosion"), True) | {
+    "validation": {"images", "every", "timesteps"}
+}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,8 +10,10 @@ import torch
 from sdlora import apply, hardware, models
 from sdlora.data import Cache, Encoded, Example, encode, fingerprint
 from sdlora.errors import SdloraError
+from sdlora.families import EPSILON
 from sdlora.models import Components
-from sdlora.training import again, initial, intervals, placement, planning, prior, processes, record, text
+from sdlora.schedule import zero_terminal
+from sdlora.training import again, initial, intervals, optimizers, placement, planning, prior, processes, record, text
 from sdlora.training import layout as layouts
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
@@ -20,9 +22,9 @@ from sdlora.training.layout import Layout
 from sdlora.training.planning import Found
 from sdlora.training.processes import ALONE, World
 from sdlora.training.progress import Silent, Terminal
-from sdlora.training.run import Run, adamw, trainable
+from sdlora.training.run import Run
 from sdlora.training.tracking import Trackers
-from sdlora.training.validation import Held
+from sdlora.training.trainable import trainable
 
 
 def train(
@@ -49,23 +51,11 @@ def train(
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None
-    components = components or loaded(config, report.say)
+    components = rescaled(components, config) if components else loaded(config, report.say)
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
-    if world.main:
-        layouts.begin(place, config)
-    with placement.prepared(components, config), placement.deterministic(components.device), report:
-        with world.main_first():
-            made = _made(found, components, config, world, report, imagine)
-        if world.main:
-            record.write(place.manifest, record.manifest(made.parts, config.resolution or components.size))
-            record.add(place.environment, record.environment(components.device, config.precision, world.size))
-        try:
-            run = _run(config, components, made.sources, made.cache, _identity(config, components, found, world), world, made.held)
-            with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
-                with hardware.compiled(components.unet, config.compile):
-                    return _course(run, place, report, draw, made.held).carry_out()
+MARK1
         finally:
             apply.eject(components.modules)
 
@@ -120,7 +110,19 @@ def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Com
     """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for."""
     where = placement.device(config.device)
     dtype = hardware.dtype(placement.precision(config.precision, where))
-    return models.load(config.base, where, dtype, say=None if config.base in models.BUILT_IN else say, **config.reading)
+    said = None if config.base in models.BUILT_IN else say
+    return rescaled(models.load(config.base, where, dtype, say=said, **config.reading), config)
+
+
+def rescaled(components: Components, config: TrainConfig) -> Components:
+    """The base with a noise schedule that ends in pure noise, if the settings say so; it shares all networks with the one given."""
+    if not config.noise.zero_snr or components.alphas_bar[-1] == 0:
+        return components
+    if components.prediction == EPSILON:
+        raise SdloraError(
+            f"noise.zero_snr needs a base that predicts v, and {components.name} predicts ε, which of pure noise says nothing; leave it out"
+        )
+    return replace(components, alphas_bar=zero_terminal(components.alphas_bar))
 
 
 @contextmanager
@@ -168,4 +170,4 @@ def _run(
         initial.start(components.modules, config.init)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
-    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates, scaler, world)
+MARK2
