@@ -73,11 +73,13 @@ def check_keys(cls: type[BaseModel], data: Mapping[str, Any], origin: Mapping[st
     for key, value in data.items():
         name = prefix + key
         if key not in cls.model_fields:
-            where = next((place for k, place in origin.items() if k == name or k.startswith(name + ".")), "")
+            inner = (place for k, place in origin.items() if k == name or k.startswith(name + "."))
+            where = next(inner, "") or next((place for k, place in origin.items() if name.startswith(k + ".")), "")
             raise SdloraError(f"unknown setting {name} {where}".rstrip() + nearest(name, _names(root)))
         nested = _nested_model(cls.model_fields[key].annotation)
-        if nested and isinstance(value, Mapping):
-            check_keys(nested, value, origin, name + ".", root)
+        if nested:
+            for table in _tables(value):
+                check_keys(nested, table, origin, name + ".", root)
 
 
 def validated(cls: type[Model], data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> Model:
@@ -115,6 +117,8 @@ def placed(cls: type[BaseModel], data: Mapping[str, Any], folder: Path) -> dict[
         nested = _nested_model(field.annotation)
         if nested and isinstance(value, Mapping):
             result[key] = placed(nested, value, folder)
+        elif nested and isinstance(value, list):
+            result[key] = [placed(nested, table, folder) if isinstance(table, Mapping) else table for table in value]
         elif isinstance(value, str) and _is_path(field.annotation, field.metadata, value):
             result[key] = os.path.normpath(folder / Path(value).expanduser())
         elif isinstance(value, list) and NAME_OR_FOLDER in field.metadata:
@@ -135,6 +139,11 @@ def _named_by_path(value: Any) -> bool:
 def _nested_model(annotation: Any) -> type[BaseModel] | None:
     candidates = (annotation, *get_args(annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _tables(value: Any) -> list[Mapping[str, Any]]:
+    """One table, or those of a list ([[name]] in TOML)."""
+    return [table for table in (value if isinstance(value, list) else [value]) if isinstance(table, Mapping)]
 
 
 def _names(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -206,5 +215,7 @@ def _toml(value: Any) -> str:
             return str(value)
         case list() | tuple():
             return "[" + ", ".join(_toml(item) for item in value) + "]"
+        case dict():
+            return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
         case _:
             return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -23,6 +23,7 @@ NEIGHBOURS = {frozenset({"training", "generation"})}  # on one floor, and yet ne
 HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "diffusers", "transformers", "accelerate", "safetensors", "pydantic"}
 VALIDATES = {  # the modules that may know pydantic
     "config",
+    "data.settings",
     "training.config",
     "training.tables",
     "drawing.reading",

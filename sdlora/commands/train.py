@@ -108,9 +108,9 @@ def carry_out(config: "TrainConfig", progress: bool = True, components: "Compone
     """Train with samples and prior pictures drawn by sdlora.generation; the adapter's path."""
     from sdlora import atomic, data, training
 
-    found = training.planning.checked(config)
+    found, _ = training.planning.checked(config)
     if again is not None:
-        for line in training.again.differences(again, config, data.fingerprint(found.train)):
+        for line in training.again.differences(again, config, data.fingerprint(found.examples)):
             say(f"note: {line}")
     training.plan(config)  # all that can be wrong in the settings, before the weights are read
     atomic.writable_folder(config.output)
@@ -149,7 +149,7 @@ def prompts_of(config: "TrainConfig") -> list[str]:
 
     if config.samples.prompts or not config.samples.count:
         return list(config.samples.prompts)
-    captions = list(dict.fromkeys(example.caption for example in data.scan(config.images, config.caption)))
+    captions = list(dict.fromkeys(example.caption for example in data.gather(config).images))
     count = min(config.samples.count, len(captions))
     return [captions[i * len(captions) // count] for i in range(count)]
 

@@ -12,7 +12,8 @@ from sdlora.training import foreign
 from sdlora.training.config import TrainConfig
 
 HERE = (  # of this machine, or without a part in the adapter
-    *("images", "output", "cache", "base", "vae", "init", "device", "samples", "validation"),
+    *("images", "folders", "regularisation", "metadata", "strict", "output", "cache", "base", "vae", "init"),
+    *("device", "samples", "validation"),
     *("save_every", "keep_states", "keep_checkpoints", "trackers"),
 )
 FACTS = ("images", "images_hash", "init_hash")  # written beside the settings

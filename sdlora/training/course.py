@@ -15,7 +15,7 @@ from sdlora.training.layout import Layout
 from sdlora.training.loop import Step, steps
 from sdlora.training.progress import Silent
 from sdlora.training.run import Run
-from sdlora.training.validation import Held, Score
+from sdlora.training.validation import Score
 
 Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
 
@@ -29,7 +29,6 @@ class Course:
     report: Silent
     save_every: int  # steps, 0: only at the end
     draw: Draw | None = None
-    held: Held | None = None
     trackers: tracking.Trackers = field(default_factory=tracking.Trackers)
     scores: list[Score] = field(default_factory=list)
 
@@ -65,7 +64,7 @@ class Course:
                 self.complete()
                 self.report.say(f"{'finished already' if run.step == self.last else 'going on'} at step {run.step} of {self.last}")
             metrics.rewind(place.metrics, run.step)
-            self.scores = validation.rewind(place.validation, run.step) if self.held else []
+            self.scores = validation.rewind(place.validation, run.step) if self.run.held else []
             self.trackers.start(run.step)
             if run.step == 0 and not self.scores:
                 self.validate()
@@ -97,9 +96,10 @@ class Course:
 
     def validate(self) -> None:
         """The validation loss of this step; the adapter is kept if none was better."""
-        if self.held is None:
+        held = self.run.held
+        if held is None:
             return
-        found = validation.score(self.run, self.held)
+        found = validation.score(self.run, held)
         so_far = validation.best(self.scores)
         if found.step > 0 and (so_far is None or found.loss < so_far.loss):
             saving.write(self.run, self.place.best)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdlora import apply, hardware, models
+from sdlora import hardware, models
 from sdlora.training import placement, planning
 from sdlora.training.config import UNET, TrainConfig
-from sdlora.training.planning import Target
+from sdlora.training.trainable import layers
 
 GIB = 2**30
 TOKENS = 77
@@ -60,7 +60,7 @@ def estimate(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None
     unet: Any = modules[UNET]
     height, width = size or latent_size(config, unet)
     images = config.batch_size + config.priors_per_batch
-    trained = set(apply.select(modules, list(config.parts)))
+    trained = set(layers(modules, config))
     blocks = unet_blocks(unet, height, width, trained)
     if config.gradient_checkpointing:
         kept = sum(block.entry for block in blocks) + max(block.inside - block.entry for block in blocks)
@@ -69,7 +69,7 @@ def estimate(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None
     largest = unet.config.block_out_channels[0] * height * width
     numbers = kept + BACKWARD * largest + text_numbers(modules, config)
     weights = sum(_size(module) for name, module in modules.items() if name in config.learning or name == UNET) * bytes_
-    adapter = STATE * sum(target.parameters for target in targets(config, modules))
+    adapter = STATE * sum(target.parameters for target in planning.targets_of(config, modules))
     scratch = BASIC + SCRATCH * widest(unet, height, width) * images * bytes_ if where.type == "cpu" else 0
     return Footprint(weights, adapter, round(images * numbers * bytes_), scratch, images)
 
@@ -84,14 +84,10 @@ def widest(unet: Any, height: int, width: int) -> int:
     return largest
 
 
-def targets(config: TrainConfig, modules: Mapping[str, nn.Module]) -> tuple[Target, ...]:
-    return planning.targets_of(config, modules)
-
-
 def latent_size(config: TrainConfig, unet: Any) -> tuple[int, int]:
-    """Of a square picture at the run's resolution; 8 pixels a latent, 4 for the built-in base."""
+    """Of a square picture at the run's largest resolution, than which no bucket has more; 8 pixels a latent, 4 for the built-in base."""
     factor = 4 if config.base in models.BUILT_IN else 8
-    side = config.resolution // factor if config.resolution else unet.config.sample_size
+    side = max(config.resolutions) // factor if config.resolutions else unet.config.sample_size
     return side, side
 
 

@@ -9,9 +9,10 @@ from sdlora.errors import SdloraError
 from sdlora.training.config import TrainConfig
 
 # What may differ between the command that began a run and the one that goes on with it: nothing of this changes the adapter.
-# The contents of images and of an adapter to begin with are compared by their hashes instead.
-NAMES = ("images", "output", "init", "save_every", "keep_states", "keep_checkpoints", "trackers", "cache", "samples", "device")
-FREE: dict[str, Any] = dict.fromkeys((*NAMES, "gradient_checkpointing", "explosion"), True) | {
+# The contents of PLACES, with captions, repeats, weights and masks, and of an adapter to begin with are compared by their hashes instead.
+PLACES = ("images", "folders", "regularisation", "metadata", "strict", "init")
+HERE = ("output", "save_every", "keep_states", "keep_checkpoints", "trackers", "cache", "samples", "device")
+FREE: dict[str, Any] = dict.fromkeys((*PLACES, *HERE, "gradient_checkpointing", "explosion"), True) | {
     "validation": {"images", "every", "timesteps"}
 }
 
@@ -51,10 +52,6 @@ class Layout:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter.safetensors"
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache"
 
     @property
     def prior(self) -> Path:

@@ -9,7 +9,7 @@ import torch
 
 from sdlora import apply, hardware, models
 from sdlora.data import Cache, Example
-from sdlora.training import placement, planning, session
+from sdlora.training import placement, planning, session, sources
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.footprint import gib
@@ -34,17 +34,17 @@ class Measured:
 def measure(config: TrainConfig, components: models.Components | None = None) -> Measured:
     """Loads the base, encodes as many pictures as a step takes, in memory, and makes three steps with them."""
     config = config.settled()
-    found = planning.checked(config)
+    found, _ = planning.checked(config)
     alone = components is None
     components = components or session.loaded(config)
     config = session.fitted(config, components)
-    needed = found.train[: config.samples_per_step]
+    needed = found.images[: config.samples_per_step]
     with placement.prepared(components, config), placement.deterministic(components.device):
         try:
             start, cache = time.perf_counter(), Cache()
-            sources = _sources(needed, components, config, cache)
+            made = _sources(needed, components, config, cache)
             encoding = (time.perf_counter() - start) / len(needed)
-            run = session._run(config, components, sources, cache, {"base model": "", "images": ""}, ALONE)
+            run = session._run(config, components, made, cache, {"base model": "", "images": ""}, ALONE)
             if components.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(components.device)
             with session.idle_parts(run, gone=alone), placement.checkpointing(components, config):
@@ -57,10 +57,9 @@ def measure(config: TrainConfig, components: models.Components | None = None) ->
 
 def _sources(examples: Sequence[Example], components: models.Components, config: TrainConfig, cache: Cache) -> list[Source]:
     """The prior's pictures, which are not drawn for this, are stood in for by the images."""
-    assert config.resolution is not None
-    data = session.encode(examples, components, config.resolution, cache, config.flip)
-    sources = [Source("images", data, config.batch_size, 1.0)]
-    return [*sources, Source("prior", data, config.priors_per_batch, config.prior.weight)] if config.prior.on else sources
+    images = sources.source("images", examples, components, config, cache, config.batch_size, 1.0, lambda line: None)
+    stand_in = Source("prior", images.data, config.priors_per_batch, config.prior.weight)
+    return [images, stand_in] if config.prior.on else [images]
 
 
 def peak(device: torch.device) -> int | None:

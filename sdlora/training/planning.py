@@ -1,21 +1,20 @@
 """What a training would do, found out without weights and without writing anything."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from sdlora import models
-from sdlora.captions import contains
-from sdlora.data import folder, pictures
-from sdlora.data.folder import Example
-from sdlora.errors import SdloraError
+from sdlora.data import Example, Found, buckets
 from sdlora.layers import named_layers
-from sdlora.training import initial, processes, saving, tracking, validation, words
+from sdlora.training import heldout, initial, processes, saving, sources, tracking, words
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout, agree
 from sdlora.training.trainable import layers
+
+BUCKETS = 8  # that are listed
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Plan:
     held: int  # to validate with
     targets: tuple[Target, ...]
     done: int  # steps that a run in the output folder has already made
+    buckets: tuple[tuple[tuple[int, int], int], ...] = ()  # (height, width) in pixels, how many pictures
 
     @property
     def parameters(self) -> int:
@@ -49,59 +49,29 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """SdloraError for anything wrong that can be known before the weights are read."""
     config = config.settled()
-    found = checked(config)
+    found, held = checked(config)
     targets = targets_of(config)
     layout = Layout(config.output)
     agree(layout, config)
     done = saving.step_of(saving.newest(layout))
-    return Plan(config, len(found.train), len(found.held), targets, done)
+    return Plan(config, len(found.images), len(held), targets, done, tuple(counted(found, config)))
 
 
-@dataclass(frozen=True)
-class Found:
-    """The pictures of a training."""
-
-    train: list[Example]
-    held: list[Example]  # to validate with
-
-
-def checked(config: TrainConfig) -> Found:
-    """The images, each a readable file, with the trigger in at least one caption; and that what else is asked for is there."""
+def checked(config: TrainConfig) -> tuple[Found, list[Example]]:
+    """The pictures to train on and those to validate with; SdloraError for these, and for what else is asked for and is not there."""
     tracking.check(config.trackers)
     processes.check()
     if config.init is not None:
         initial.digest(config.init)
-    found = _readable(config.images, config.caption)
-    if config.validation.images is not None:
-        return _apart(Found(_triggered(found, config), _readable(config.validation.images, config.caption)), config)
-    train, held = validation.divided(found, config.validation.fraction)
-    return Found(_triggered(train, config), held)
+    return heldout.divided(sources.gathered(config), config)
 
 
-def _readable(images: Path, caption: str | None) -> list[Example]:
-    found = folder.scan(images, caption)
-    for example in found:
-        pictures.check(example.path)
-    return found
-
-
-def _apart(found: Found, config: TrainConfig) -> Found:
-    """SdloraError if a picture is both trained on and validated with: its loss would fall without meaning anything."""
-    known = {example.digest for example in found.train}
-    twice = [example.path.name for example in found.held if example.digest in known]
-    if twice:
-        raise SdloraError(f"{twice[0]} lies in {config.validation.images} and in {config.images}; take it out of one of them")
-    return found
-
-
-def _triggered(found: list[Example], config: TrainConfig) -> list[Example]:
-    for trigger in config.triggers:
-        if not any(contains(example.caption, trigger) for example in found):
-            raise SdloraError(
-                f"the trigger {trigger!r} is in none of the {len(found)} captions of {config.images} (the first: {found[0].caption!r}); "
-                "put it into the captions, or leave trigger out"
-            )
-    return found
+def counted(found: Found, config: TrainConfig) -> list[tuple[tuple[int, int], int]]:
+    """((height, width) in pixels, how many pictures) of every bucket, the fullest first."""
+    base = models.opened(config.base, **config.reading)
+    how = buckets.frames(config, buckets.grid(base.name, base.configs["unet"], base.configs["vae"]))
+    sizes = Counter(row.crops[0].size for row in sources.planned(found.images, config, how, config.batch_size))
+    return sizes.most_common()
 
 
 def targets_of(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None) -> tuple[Target, ...]:
@@ -138,6 +108,7 @@ def lines(plan: Plan) -> list[str]:
     rows = [
         ("base", c.base),
         ("images", f"{plan.images} in {c.images}" + (f", trigger {', '.join(c.triggers)}" if c.triggers else "")),
+        *((("buckets", _buckets(plan)),) if plan.buckets else ()),
         ("adapter", f"LoRA, {size}, {plan.parameters:,} parameters ({_share(plan.parameters, plan.full)})"),
         *(("", f"{t.name}: {t.layers} layers{_sizes(t, alike)}, {_numbers(t)}") for t in plan.targets),
         ("batch", batch),
@@ -150,6 +121,13 @@ def lines(plan: Plan) -> list[str]:
     if c.prior.on:
         rows.insert(5, ("prior", f"{c.prior.images} pictures of {len(c.prior.prompts)} prompts, weight {c.prior.weight:g}"))
     return [f"{name:8} {text}" for name, text in rows]
+
+
+def _buckets(plan: Plan) -> str:
+    """Width × height and how many pictures of each, the fullest first."""
+    shown = [f"{width} × {height}: {count}" for (height, width), count in plan.buckets[:BUCKETS]]
+    rest = len(plan.buckets) - BUCKETS
+    return ", ".join(shown) + (f", and {rest} more" if rest > 0 else "")
 
 
 def _interval(config: TrainConfig) -> str:

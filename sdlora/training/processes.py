@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sdlora.errors import SdloraError
 from sdlora.training.batches import Batch
+from sdlora.training.config import TrainConfig
 
 PATIENCE = timedelta(hours=12)  # one process draws, encodes or validates while the others wait
 REFUSED = {  # variable that accelerate sets -> what it stands for, and why not
@@ -90,6 +91,12 @@ ALONE = World()
 
 def _rows(value: Any, rows: slice) -> Any:
     return value[rows] if isinstance(value, (Tensor, tuple, list)) else value
+
+
+def widened(config: TrainConfig, world: World) -> TrainConfig:
+    """With the batches of all processes together."""
+    prior = config.prior.model_copy(update={"batch_size": config.prior.batch_size * world.size})
+    return config.model_copy(update={"batch_size": config.batch_size * world.size, "prior": prior})
 
 
 def launched() -> int:

@@ -7,34 +7,41 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdlora import __version__, atomic
-from sdlora.data import Example, pictures
+from sdlora.data import pictures
+from sdlora.training.batches import Source
+from sdlora.training.run import Run
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
 SECRET = re.compile(r"(?i)^(-{0,2}[\w.-]*(?:token|secret|passw|api_?key|credential)[\w.-]*)=.*", re.DOTALL)
 
 
-def manifest(parts: Mapping[str, Sequence[Example]], resolution: int) -> list[dict[str, Any]]:
-    """One entry per picture of each part ("train", "validation", "prior")."""
-    return [_entry(part, example, resolution) for part, examples in parts.items() for example in examples]
+def manifest(run: Run) -> list[dict[str, Any]]:
+    """One entry per picture of each part: "images", "prior" and "validation"."""
+    parts = [*run.sources, *([run.held.source] if run.held else [])]
+    return [entry for part in parts for entry in _entries(part, run.components.factor)]
 
 
-def _entry(part: str, example: Example, resolution: int) -> dict[str, Any]:
-    height, width = pictures.extent(example.path)
-    return {
-        "part": part,
-        "file": example.path.name,
-        "sha256": example.digest,
-        "caption": example.caption,
-        "size": [width, height],
-        "bucket": [resolution, resolution],
-    }
+def _entries(part: Source, factor: int) -> Iterator[dict[str, Any]]:
+    sizes: dict[str, list[list[int]]] = {}
+    for row in part.data.rows:
+        sizes.setdefault(row.key, []).append([factor * row.shape[1], factor * row.shape[0]])
+    for example in part.data.examples:
+        height, width = pictures.extent(example.path)
+        yield {
+            "part": part.name,
+            "file": example.path.name,
+            "sha256": example.digest,
+            "captions": list(example.captions),
+            "size": [width, height],
+            "buckets": list(sizes[example.digest[:16]]),
+        }
 
 
 def environment(device: torch.device, precision: str, processes: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sdlora import apply, atomic, files
 from sdlora.adapter import Adapter
 from sdlora.apply.inject import Trained
+from sdlora.captions import tags as tags_of
 from sdlora.errors import SdloraError
 from sdlora.models import Components
 from sdlora.training import again, optimizers, schedule, words
@@ -123,7 +124,7 @@ def metadata(run: Run) -> dict[str, str]:
     hashes = {f"{name}_hash": run.identity[name] for name in ("images", "init") if name in run.identity}
     tags: dict[str, int] = {}
     for caption in captions:
-        for tag in (part.strip() for part in caption.split(",")):
+        for tag in tags_of(caption):
             tags[tag] = tags.get(tag, 0) + 1
     return files.header(
         run.adapter().layers,
@@ -135,6 +136,6 @@ def metadata(run: Run) -> dict[str, str]:
         targets=config.targets,
         triggers=config.triggers,
         tag_frequency={config.images.name: tags},
-        resolution=config.resolution,
+        resolution=max(config.resolutions),
         settings=again.written(config) | {"images": len(captions)} | hashes,
     ) | {**words.header(config), "ss_steps": str(run.step)}

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import torch
 
-from sdlora import apply, hardware, models
-from sdlora.data import Cache, Encoded, Example, encode, fingerprint
+from sdlora import apply, conditioning, hardware, models
+from sdlora.data import Cache, Example, Found, fingerprint
+from sdlora.data.buckets import frames
+from sdlora.data.cache import folder_of
 from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
-from sdlora.training import again, initial, intervals, optimizers, placement, planning, prior, processes, record, text
+from sdlora.training import again, heldout, initial, intervals, optimizers, placement, planning, prior, processes, record, sources
 from sdlora.training import layout as layouts
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.course import Course, Draw
+from sdlora.training.heldout import Held
 from sdlora.training.layout import Layout
-from sdlora.training.planning import Found
 from sdlora.training.processes import ALONE, World
 from sdlora.training.progress import Silent, Terminal
 from sdlora.training.run import Run
@@ -47,7 +49,7 @@ def train(
     world = processes.world()
     config = config.settled()
     report = Terminal(config.steps) if progress and world.main else Silent()
-    found = planning.checked(config)
+    found, held = planning.checked(config)
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None
@@ -55,55 +57,56 @@ def train(
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
-MARK1
+    if world.main:
+        layouts.begin(place, config)
+    with report, underway(config, components, found, report, imagine, world, held) as run:
+        if world.main:
+            record.write(place.manifest, record.manifest(run))
+            record.add(place.environment, record.environment(components.device, config.precision, world.size))
+        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
+            with hardware.compiled(components.unet, config.compile):
+                return course(run, place, report, draw if world.main else None).carry_out()
+
+
+@contextmanager
+def underway(
+    config: TrainConfig,
+    components: Components,
+    found: Found,
+    report: Silent,
+    imagine: prior.Imagine | None = None,
+    world: World = ALONE,
+    held: Sequence[Example] = (),
+) -> Iterator[Run]:
+    """A run at step 0, its updates on `components`, everything encoded; afterwards the components are as they were.
+
+    `config` is settled and fitted, `found` the images that sources.gathered gave, `held` those to validate with.
+    """
+    place = Layout(config.output)
+    with placement.prepared(components, config), placement.deterministic(components.device):
+        cache = Cache(folder_of(config.cache))
+        with world.main_first():
+            wide = processes.widened(config, world)
+            encoded = sources.made(found, components, wide, cache, place.prior, imagine, report.say)
+            validated = heldout.encoded(held, components, config, cache, report.say) if held else None
+        identity = {"base model": components.hash, "images": fingerprint(found.examples)}
+        if config.init is not None:
+            identity["init"] = initial.digest(config.init)
+        if world.size > 1:
+            identity["number of processes"] = str(world.size)
+        try:
+            yield _run(config, components, encoded, cache, identity, world, validated)
         finally:
             apply.eject(components.modules)
 
 
-@dataclass(frozen=True, eq=False)
-class Made:
-    """What a training is made from, encoded."""
-
-    cache: Cache
-    sources: list[Source]
-    held: Held | None
-    parts: dict[str, list[Example]]
-
-
-def _made(found: Found, components: Components, config: TrainConfig, world: World, report: Silent, imagine: prior.Imagine | None) -> Made:
-    place = Layout(config.output)
-    cache = Cache(config.cache or place.cache)
-    sources = [Source("images", _encoded(found.train, components, config, cache, report), config.batch_size * world.size, 1.0)]
-    parts = {"train": found.train} | ({"validation": found.held} if found.held else {})
-    held = None
-    if found.held:
-        plain = config.model_copy(update={"flip": False})
-        digests = tuple(example.digest for example in found.held)
-        held = Held(_encoded(found.held, components, plain, cache, report), digests, config.validation.timesteps)
-    if config.prior.on:
-        report.say("drawing the base's own pictures")
-        parts["prior"] = prior.examples(place.prior, config.prior, components, config.seed, components.size, imagine)
-        own = _encoded(parts["prior"], components, config, cache, report)
-        sources.append(Source("prior", own, config.priors_per_batch * world.size, config.prior.weight))
-    return Made(cache, sources, held, parts)
-
-
-def _identity(config: TrainConfig, components: Components, found: Found, world: World) -> dict[str, str]:
-    """What a run that goes on has to have in common with the one that began, beside its settings."""
-    result = {"base model": components.hash, "images": fingerprint(found.train)}
-    if config.init is not None:
-        result["init"] = initial.digest(config.init)
-    if world.size > 1:
-        result["number of processes"] = str(world.size)
-    return result
-
-
-def _course(run: Run, place: Layout, report: Silent, draw: Draw | None, held: Held | None) -> Course:
+def course(run: Run, place: Layout, report: Silent, draw: Draw | None) -> Course:
+    """What is done beside the steps, as the settings say."""
     config = run.config
-    images = len(run.sources[0].data)
+    images = len(run.sources[0].deck.cards)
     every = intervals.steps(config.save_every, images, config.samples_per_step * run.world.size)
     trackers = Trackers(config.trackers, place.trackers, config.title, again.written(config))
-    return Course(run, place, report, every, draw if run.world.main else None, held, trackers)
+    return Course(run, place, report, every, draw, trackers)
 
 
 def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Components:
@@ -139,35 +142,27 @@ def idle_parts(run: Run, gone: bool) -> Iterator[None]:
 
 def fitted(config: TrainConfig, components: Components) -> TrainConfig:
     """The settings that only the loaded base and its device can tell, spelled out; SdloraError if the base cannot serve."""
-    multiple = components.factor * 2 ** (len(components.unet.config.block_out_channels) - 1)
-    resolution = config.resolution or components.size
-    if resolution % multiple:
-        near = max(multiple, round(resolution / multiple) * multiple)
-        raise SdloraError(f"resolution is {resolution}; {components.name} needs a multiple of {multiple}, such as {near}")
+    sides = frames(config, sources.grid(components)).sides
+    resolution = sides[0] if len(sides) == 1 else sides
+    conditioning.check_clip_skip(components, config.clip_skip)
     precision = placement.precision(config.precision, components.device)
     return config.model_copy(update={"resolution": resolution, "precision": precision})
-
-
-def _encoded(found: list, components: Components, config: TrainConfig, cache: Cache, report: Silent) -> Encoded:
-    assert config.resolution is not None
-    report.say("encoding the images")
-    return encode(found, components, config.resolution, cache, config.flip)
 
 
 def _run(
     config: TrainConfig,
     components: Components,
-    sources: Sequence[Source],
+    encoded: Sequence[Source],
     cache: Cache,
     identity: dict[str, str],
     world: World = ALONE,
     held: Held | None = None,
 ) -> Run:
-    captions = [caption for data in [*(source.data for source in sources), *([held.data] if held else [])] for caption in data.captions]
-    prompts = text.encoded(captions, components) if config.trains_text else text.cached(captions, components, cache)
+    prompts = sources.prompts([*encoded, *([held.source] if held else [])], components, config, cache, config.trains_text)
     parameters, groups = trainable(components, config)
     if config.init is not None:
         initial.start(components.modules, config.init)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
-MARK2
+    optimizer = optimizers.build(groups, config.optimizer.name, config.weight_decay, config.optimizer.arguments)
+    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held)

@@ -92,8 +92,8 @@ def _trimmed(words: list[str]) -> str | None:
 
 def _captions(folder: Path) -> list[str]:
     """Of all pictures; none if not one has a caption file. SdloraError for a folder without pictures."""
-    pictures = folders.scan(folder, "")
-    return [picture.caption for picture in pictures] if any(p.path.with_suffix(".txt").exists() for p in pictures) else []
+    found = [picture.caption for picture in folders.scan(folder, "")]
+    return found if any(found) else []
 
 
 def _number(name: str, overrides: Sequence[str], header: Mapping[str, Any], default: int) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from sdlora import atomic, hardware
 from sdlora.conditioning import predict, time_ids
+from sdlora.data.encode import Row
 from sdlora.loss import noised, squared_error, target
 from sdlora.training import draws, loop, metrics
 from sdlora.training.heldout import Held
@@ -30,26 +31,26 @@ class Score:
 
 @torch.no_grad()
 def score(run: Run, held: Held) -> Score:
-    """The loss of the run's adapter as it is now."""
+    """The loss of what would be saved of the run as it is now."""
     components = run.components
     total = len(components.alphas_bar)
     times = torch.tensor([(2 * i + 1) * total // (2 * held.strata) for i in range(held.strata)])
-    with hardware.plain(components.unet):
-        rows = torch.stack([_losses(run, held, row, times) for row in range(len(held.data))])
+    with run.result(), hardware.plain(components.unet):
+        rows = torch.stack([_losses(run, row, times) for row in held.source.data.rows])
     return Score(run.step, rows.mean().item(), tuple(times.tolist()), tuple(rows.mean(0).tolist()))
 
 
-def _losses(run: Run, held: Held, row: int, times: torch.Tensor) -> torch.Tensor:
-    """(strata,) in fp64 of one picture. One at a time: so no bit depends on what else is held out."""
-    components, data, strata = run.components, held.data, len(times)
-    where = components.device
-    shape = tuple(data.latents[row, 0].shape)
-    noise = torch.stack([draws.normal(shape, SEED, f"validation {held.digests[row]}", i) for i in range(strata)]).to(where)
-    clean = data.latents[row, 0].expand(strata, *shape).to(where)
+def _losses(run: Run, row: Row, times: torch.Tensor) -> torch.Tensor:
+    """(strata,) in fp64 of one picture, whose noise depends on its bytes alone. One at a time: so no bit depends on the others."""
+    components, strata, where = run.components, len(times), run.components.device
+    view = row.views[0][0]
+    shape = tuple(view.latents.shape)
+    noise = torch.stack([draws.normal(shape, SEED, f"validation {row.key}", i) for i in range(strata)]).to(where)
+    clean = view.latents.expand(strata, *shape).to(where)
     steps, bar = times.to(where), components.alphas_bar.to(where)[times.to(where)]
     with loop.precision(run):
-        hint = run.prompts([data.captions[row]] * strata).to(dtype=components.dtype)
-        ids = time_ids([data.sizes[row]] * strata).to(where)
+        hint = run.prompts([row.wordings[0]] * strata).to(dtype=components.dtype)
+        ids = time_ids([view.sizes] * strata).to(where)
         said = predict(components.unet, noised(clean, noise, bar).to(components.dtype), steps, hint, ids)
     return squared_error(said, target(clean, noise, bar, components.prediction)).double().cpu()
 

@@ -15,10 +15,12 @@ from sdlora.benchmark import bases
 from sdlora.benchmark.training.config import CACHED, CONTROL, OURS, TrainingBenchmarkConfig
 from sdlora.data.encode import tensor_of
 from sdlora.data.folder import Example
+from sdlora.data.settings import MEMORY, Buckets
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import TrainConfig, draws, planning, session
+from sdlora.training import TrainConfig, session, sources
 from sdlora.training.batches import batches
+from sdlora.training.deal import dealt
 from sdlora.training.loop import steps
 from sdlora.training.progress import Silent
 from sdlora.training.run import Run
@@ -42,6 +44,8 @@ def settings(config: TrainingBenchmarkConfig, output: Path) -> TrainConfig:
         min_snr=0.0,
         clip=1.0,
         resolution=config.resolution,
+        buckets=Buckets(on=False),
+        cache=MEMORY,
         seed=config.seed,
         device=config.device,
         precision=config.precision,
@@ -55,7 +59,7 @@ def ready(name: str, config: TrainingBenchmarkConfig) -> Iterator[Go]:
     with ExitStack() as block:
         folder = Path(block.enter_context(tempfile.TemporaryDirectory(prefix="sdlora-benchmark-")))
         fitted = session.fitted(settings(config, folder), components)
-        found = planning.checked(fitted)
+        found = sources.gathered(fitted)
         if name in (OURS, CONTROL):
             run = block.enter_context(session.underway(fitted, components, found, Silent()))
             block.enter_context(session.idle_parts(run, gone=True))
@@ -63,7 +67,7 @@ def ready(name: str, config: TrainingBenchmarkConfig) -> Iterator[Go]:
         else:
             with session.underway(fitted, components, found, Silent()) as run:  # its first weights and its batches, and then it goes
                 first = {layer.removeprefix("unet."): update.a for layer, update in apply.extract(components.modules).layers.items()}
-            yield reference(name, config, components, run, found, first)
+            yield reference(name, config, components, run, found.images, first)
 
 
 def reference(
@@ -72,7 +76,7 @@ def reference(
     if len(components.text_encoders) > 1:
         raise SdloraError(f"the plain loop is that of Stable Diffusion with one text encoder; {components.name} has two")
     size, parts = run.config.resolution, {**components.modules, "vae": components.vae, "tokenizer": components.tokenizers[0]}
-    assert size is not None
+    assert isinstance(size, int)
     plain = script(config.plain).Plain(
         parts,
         components.alphas_bar,
@@ -101,8 +105,7 @@ def reference(
 def rows(run: Run, step: int) -> list[int]:
     """Which pictures our batch `step` has."""
     (source,), config = run.sources, run.config
-    numbers = range(step * source.batch_size, (step + 1) * source.batch_size)
-    return [draws.pick(n, len(source.data), config.seed, f"order of {source.name}") for n in numbers]
+    return [card.row for card in dealt(source.deck, step, source.batch_size, config.seed, f"order of {source.name}")]
 
 
 def script(path: Path) -> Any:
