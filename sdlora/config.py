@@ -19,6 +19,10 @@ from sdlora.errors import SdloraError, nearest
 
 NAME_OR_FOLDER = "a name, or a folder"  # marks a str field: a value with a slash, or that starts with "." or "~", is a path
 NameOrFolder = Annotated[str, NAME_OR_FOLDER]
+BASE = "a base model"  # marks one that may be a Hugging Face id, owner/model, as well, where there is no such path
+BaseModelName = Annotated[str, NAME_OR_FOLDER, BASE]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FILES = (".safetensors", ".ckpt")  # how no id ends
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -119,6 +123,8 @@ def placed(cls: type[BaseModel], data: Mapping[str, Any], folder: Path) -> dict[
             result[key] = placed(nested, value, folder)
         elif nested and isinstance(value, list):
             result[key] = [placed(nested, table, folder) if isinstance(table, Mapping) else table for table in value]
+        elif isinstance(value, str) and BASE in field.metadata and _is_hub_id(value, folder):
+            continue
         elif isinstance(value, str) and _is_path(field.annotation, field.metadata, value):
             result[key] = os.path.normpath(folder / Path(value).expanduser())
         elif isinstance(value, list) and NAME_OR_FOLDER in field.metadata:
@@ -130,6 +136,12 @@ def _is_path(annotation: Any, metadata: Sequence[Any], value: str) -> bool:
     if NAME_OR_FOLDER in metadata:
         return _named_by_path(value)
     return Path in (annotation, *get_args(annotation))
+
+
+def _is_hub_id(value: str, folder: Path) -> bool:
+    """Not where a path of this name is at hand: a file's own folder goes first, and what lies elsewhere would depend on the place."""
+    there = any((place / value).exists() for place in (folder, Path.cwd()))
+    return HUB_ID.fullmatch(value) is not None and not Path(value).suffix.endswith(FILES) and not there
 
 
 def _named_by_path(value: Any) -> bool:

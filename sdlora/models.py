@@ -71,7 +71,7 @@ def located(base: str | Path) -> Path:
         raise SdloraError(f"{path} has no model_index.json; a base model is a folder in diffusers' layout (with unet/, vae/, …) or a file")
     if path.suffix in single.SUFFIXES:
         raise SdloraError(f"there is no file {path}")
-    if hub.ID.fullmatch(str(base)):
+    if hub.is_id(str(base)):
         return hub.folder(str(base))
     raise SdloraError(f"unknown base model {str(base)!r}: neither a built-in name nor a folder or file{nearest(str(base), BUILT_IN)}")
 
@@ -211,7 +211,7 @@ def skeleton(base: str | Path = "emoji") -> dict[str, nn.Module]:
         modules = single.opened(path).modules
     else:
         family = folder.family_of(path)
-        modules = skeletons(family, {component: folder.config_of(path / component) for component in kinds(family)})
+        modules = skeletons(family, {component: folder.config_of(path / component) for component in kinds(family)}, path)
     return {component: module for component, module in modules.items() if component != "vae"}
 
 

@@ -50,7 +50,7 @@ def test_an_adapter_trained_again_from_its_own_header_is_the_same_file(settings,
     assert not found.notes
     two = training.train(chosen, progress=False, components=components)
     assert two != one and sha(two) == sha(one)
-    identity = training.session.fingerprint(planning.checked(chosen).train)
+    identity = training.session.fingerprint(planning.checked(chosen)[0].examples)
     assert again.differences(found, chosen, identity) == []
     (pictures / "0.txt").write_text("changed, sks style")
     assert ["are not those that it was trained on" in line for line in again.differences(found, chosen, "other")] == [True]

@@ -14,6 +14,7 @@ from PIL import Image
 from sdlora import files
 from sdlora.conditioning import Sizes
 from sdlora.data import Encoded
+from sdlora.data.encode import Row, View
 from sdlora.training import TrainConfig, batches
 from sdlora.training.batches import Source
 from sdlora.training.processes import World
@@ -23,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_shares_of_a_batch_are_the_batch(tmp_path):
     config = TrainConfig(images=tmp_path, output=tmp_path, batch_size=6, caption_dropout=0.5, prior={"prompts": ("a",), "batch_size": 3})
-    data = Encoded(torch.randn(5, 1, 4, 2, 2), tuple("abcde"), (Sizes((64, 64), (0, 0), (64, 64)),) * 5)
+    size = Sizes((64, 64), (0, 0), (64, 64))
+    data = Encoded(tuple(Row(((View(torch.randn(4, 2, 2), size),),), (name,), name) for name in "abcde"))
     whole = batches.batches([Source("images", data, 6, 1.0), Source("prior", data, 3, 0.5)], config, 3, 1000)[0]
     parts = [World(rank, 2).share(whole) for rank in range(2)]
     assert [len(part.captions) for part in parts] == [5, 4]

@@ -43,11 +43,12 @@ def test_the_folder_names_every_picture_by_its_hash_and_the_machine_by_its_versi
     training.train(config(), progress=False, components=components)
     place = Layout(config().output)
     entries = json.loads(place.manifest.read_text())
-    assert [(e["file"], e["caption"], e["size"], e["part"]) for e in entries] == [
-        ("0.png", "picture 0, sks style", [48, 32], "train"),
-        ("1.png", "picture 1, sks style", [32, 40], "train"),
-        ("2.png", "picture 2, sks style", [32, 32], "train"),
+    assert [(e["file"], e["captions"], e["size"], e["part"]) for e in entries] == [
+        ("0.png", ["picture 0, sks style"], [48, 32], "images"),
+        ("1.png", ["picture 1, sks style"], [32, 40], "images"),
+        ("2.png", ["picture 2, sks style"], [32, 32], "images"),
     ]
+    assert [e["buckets"] for e in entries][2] == [[32, 32]] and all(len(e["buckets"]) == 1 for e in entries)
     assert all(e["sha256"] == hashlib.sha256((pictures / e["file"]).read_bytes()).hexdigest() for e in entries)
     training.train(config(), progress=False, components=components)
     starts = json.loads(place.environment.read_text())

@@ -13,7 +13,7 @@ from sdlora import conditioning, files, training
 from sdlora.data import Cache, encode, scan
 from sdlora.data.folder import Example
 from sdlora.errors import SdloraError
-from sdlora.training import TrainConfig, draws, planning, validation
+from sdlora.training import TrainConfig, draws, heldout, planning, validation
 from sdlora.training.layout import Layout
 
 
@@ -69,8 +69,8 @@ def test_the_loss_at_the_start_is_the_bases_own(train, folder, components):
     held, times = scan(folder / "held"), torch.tensor([125, 375, 625, 875])
     data, losses = encode(held, components, 32, Cache()), []
     for row, example in enumerate(held):
-        clean = data.latents[row, 0].expand(4, -1, -1, -1)
-        noise = torch.stack([draws.normal(tuple(clean.shape[1:]), 0, f"validation {example.digest}", i) for i in range(4)])
+        clean = data.rows[row].views[0][0].latents.expand(4, -1, -1, -1)
+        noise = torch.stack([draws.normal(tuple(clean.shape[1:]), 0, f"validation {example.digest[:16]}", i) for i in range(4)])
         with torch.no_grad():
             hint = conditioning.encode_text(components, [example.caption] * 4)
             said = components.unet(scheduler.add_noise(clean, noise, times), times, hint.context).sample
@@ -91,23 +91,23 @@ def test_its_value_depends_on_neither_the_runs_seed_nor_the_other_settings_of_it
 def test_what_is_held_out_follows_from_each_pictures_bytes_alone(tmp_path):
     for i in range(60):
         (tmp_path / f"{i}.png").write_bytes(f"picture {i}".encode())
-    examples = [Example(tmp_path / f"{i}.png", "a") for i in range(60)]
-    train, held = validation.divided(examples, 0.25)
-    assert 5 <= len(held) <= 25 and sorted([*train, *held], key=lambda e: e.path) == sorted(examples, key=lambda e: e.path)
+    examples = [Example(tmp_path / f"{i}.png", ("a",)) for i in range(60)]
+    held = heldout.shares(examples, 0.25)
+    assert 5 <= len(held) <= 25 and heldout.shares(examples, 0.0) == []
     some = [e for e in examples if int(e.path.stem) % 3]
-    assert validation.divided(some, 0.25)[1] == [e for e in held if e in some], "without some pictures the others stay where they were"
-    assert set(held) <= set(validation.divided(examples, 0.5)[1])
+    assert heldout.shares(some, 0.25) == [e for e in held if e in some], "without some pictures the others stay where they were"
+    assert set(held) <= set(heldout.shares(examples, 0.5))
     (tmp_path / "copy.png").write_bytes(held[0].path.read_bytes())
-    assert Example(tmp_path / "copy.png", "b") in validation.divided([*examples, Example(tmp_path / "copy.png", "b")], 0.25)[1]
-    assert len(validation.divided(examples[:3], 1e-9)[1]) == 1, "one at least"
+    assert Example(tmp_path / "copy.png", ("b",)) in heldout.shares([*examples, Example(tmp_path / "copy.png", ("b",))], 0.25)
+    assert len(heldout.shares(examples[:3], 1e-9)) == 1, "one at least"
     with pytest.raises(SdloraError, match="validation.fraction 0.99 holds out all 2 pictures"):
-        validation.divided(examples[:2], 0.99)
+        heldout.shares(examples[:2], 0.99)
 
 
 def test_a_share_that_is_held_out_is_not_trained_on(train, folder):
     place = train("run", steps=1, validation={"fraction": 0.3, "timesteps": 1})
     parts = {entry["file"]: entry["part"] for entry in json.loads(place.manifest.read_text())}
-    assert sorted(parts) == ["0.png", "1.png", "2.png", "3.png"] and set(parts.values()) == {"train", "validation"}
+    assert sorted(parts) == ["0.png", "1.png", "2.png", "3.png"] and set(parts.values()) == {"images", "validation"}
     assert json.loads(training.run.files.read_metadata(place.adapter)[training.run.files.SETTINGS])["images"] == list(parts.values()).count(
         "train"
     )

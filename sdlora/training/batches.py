@@ -84,12 +84,6 @@ def _samples(source: Source, config: TrainConfig, step: int, micro: int, timeste
     )
 
 
-def _extra(latents: Tensor, source: Source, config: TrainConfig, numbers: range) -> Tensor | None:
-    if not config.noise.input_perturbation:
-        return None
-    return torch.stack([noising.extra(x, config.noise, config.seed, source.name, n) for x, n in zip(latents, numbers, strict=True)])
-
-
 def _view(row: Row, card: Card, source: Source, seed: int) -> View:
     """By what a picture's showing is: neither the batch nor its neighbours have a part in it."""
     crop = row.views[card.showing % row.turns]
@@ -108,6 +102,12 @@ def _masks(views: Sequence[View]) -> Tensor | None:
     return torch.stack([torch.ones_like(view.latents[:1]) if view.mask is None else view.mask for view in views])
 
 
+def _extra(latents: Tensor, source: Source, config: TrainConfig, numbers: range) -> Tensor | None:
+    if not config.noise.input_perturbation:
+        return None
+    return torch.stack([noising.extra(x, config.noise, config.seed, source.name, n) for x, n in zip(latents, numbers, strict=True)])
+
+
 def _joined(parts: Sequence[Batch]) -> list[Batch]:
     """Those of the same size as one."""
     shapes = list(dict.fromkeys(part.latents.shape[1:] for part in parts))
@@ -115,9 +115,8 @@ def _joined(parts: Sequence[Batch]) -> list[Batch]:
 
 
 def _cat(parts: Sequence[Batch]) -> Batch:
-    names = [f.name for f in fields(Batch) if f.name != "masks" and isinstance(getattr(parts[0], f.name), Tensor)]
-    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
-    masked = any(part.masks is not None for part in parts)
-    masks = [torch.ones_like(part.latents[:, :1]) if part.masks is None else part.masks for part in parts] if masked else []
-    captions = tuple(caption for part in parts for caption in part.captions)
-    return Batch(**tensors, captions=captions, masks=torch.cat(masks) if masked else None)
+    if any(part.masks is not None for part in parts):
+        parts = [replace(part, masks=torch.ones_like(part.latents[:, :1])) if part.masks is None else part for part in parts]
+    names = [f.name for f in fields(Batch) if isinstance(getattr(parts[0], f.name), Tensor)]
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Batch(**tensors, captions=tuple(caption for part in parts for caption in part.captions))

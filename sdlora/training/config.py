@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from sdlora import apply
 from sdlora.apply.targets import DEFAULT, TARGETS
-from sdlora.config import NameOrFolder, Settings
+from sdlora.config import BaseModelName, Settings
 from sdlora.data.settings import DataSettings
 from sdlora.errors import nearest
 from sdlora.training import contradictions, intervals
@@ -84,7 +84,7 @@ class Part(Settings):
 
 class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlora/data/settings.py
     output: Path  # the run folder
-    base: NameOrFolder = "emoji"  # a built-in name, or a folder in diffusers' layout
+    base: BaseModelName = "emoji"  # a built-in name, a file, a folder in diffusers' layout, or a cached Hub id
     vae: Path | None = None  # a folder or file with another VAE than the base's own
     family: Literal["sd1", "sd2", "sdxl"] | None = None  # None: found from the base's tensors
     prediction: Literal["epsilon", "v_prediction"] | None = None  # None: found from the base's tensors and configuration
