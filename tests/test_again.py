@@ -12,7 +12,7 @@ from PIL import Image
 from sdlora import apply, files, training
 from sdlora.commands import train as command
 from sdlora.errors import SdloraError
-from sdlora.training import TrainConfig, again, foreign, initial, planning, simple
+from sdlora.training import TrainConfig, again, foreign, initial, planning, simple, trainable
 
 
 @pytest.fixture
@@ -73,9 +73,10 @@ KOHYA = {
     **{"ss_network_dim": "4", "ss_network_alpha": "2.0", "ss_unet_lr": "0.0001", "ss_text_encoder_lr": "5e-05", "ss_learning_rate": "0.1"},
     **{"ss_max_train_steps": "1600", "ss_lr_scheduler": "constant_with_warmup", "ss_lr_warmup_steps": "100", "ss_seed": "42"},
     **{"ss_batch_size_per_device": "2", "ss_gradient_accumulation_steps": "4", "ss_mixed_precision": "bf16", "ss_max_grad_norm": "1.0"},
-    **{"ss_min_snr_gamma": "5.0", "ss_resolution": "(512, 512)", "ss_base_model_version": "sd_v1", "ss_noise_offset": "None"},
-    **{"ss_adaptive_noise_scale": "0.05", "ss_flip_aug": "True", "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.1)"},
-    **{"ss_session_id": "12", "ss_face_crop_aug_range": "None", "ss_output_name": "Ink", "ss_network_module": "networks.lora"},
+    **{"ss_min_snr_gamma": "5.0", "ss_resolution": "(512, 512)", "ss_base_model_version": "sd_v1", "ss_ip_noise_gamma": "None"},
+    **{"ss_face_crop_aug_range": "2.0,4.0", "ss_noise_offset": "0.05", "ss_shuffle_caption": "True", "ss_keep_tokens": "1"},
+    **{"ss_flip_aug": "True", "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.1)", "ss_output_name": "Ink", "ss_session_id": "12"},
+    **{"ss_loss_type": "huber", "ss_huber_c": "0.2", "ss_huber_schedule": "snr", "ss_network_module": "networks.lora"},
 }
 
 
@@ -86,18 +87,22 @@ def test_a_kohya_header_becomes_the_settings_that_mean_the_same_and_the_rest_is_
     expected |= {"warmup": 100, "seed": 42, "batch_size": 2, "accumulate": 4, "precision": "bf16", "clip": 1.0, "min_snr": 5.0}
     expected |= {"resolution": 512, "family": "sd1", "flip": True, "weight_decay": 0.1, "name": "Ink", "stratified": False}
     expected |= {"targets": ["attention", "feed_forward", "text_attention"], "unet": {"rank": 4, "alpha": 2.0}}
+    expected |= {"noise": {"offset": 0.05}, "shuffle_tags": True, "keep_tokens": 1}
+    expected |= {"loss": {"kind": "huber", "huber_schedule": "snr", "huber_c": 0.2}}
     assert {key: found.settings[key] for key in expected} == expected
     assert found.settings.keys() - expected.keys() == {"text_encoder"}
-    assert found.notes == ("ss_adaptive_noise_scale = 0.05 has no equivalent here",)
+    assert found.notes == ("ss_face_crop_aug_range = 2.0,4.0 has no equivalent here",)
     chosen, _ = command.chosen_settings(["images=pictures", "base=emoji"], tmp_path / "a.safetensors")
     assert chosen.output == Path.cwd() / "runs" / "Ink" and chosen.parts["attention"].rank == 4
 
 
 def test_every_field_that_kohya_writes_is_either_taken_over_or_silent_or_named():
-    head = {"ss_network_dim": "4", "ss_lr_scheduler": "polynomial", "ss_optimizer": "bitsandbytes.Lion8bit", "ss_scale_weight_norms": "1.0"}
+    head = {"ss_network_dim": "4", "ss_lr_scheduler": "piecewise", "ss_optimizer": "came.CAME", "ss_scale_weight_norms": "1.0"}
+    head |= {"ss_random_crop": "False", "ss_noise_offset_random_strength": "True"}
     _, notes = foreign.settings(head, training.run.Adapter({}))
     said = "; ".join(notes)
-    assert all(key in said for key in ("ss_lr_scheduler", "ss_optimizer", "ss_scale_weight_norms")) and "ss_network_dim" not in said
+    assert all(key in said for key in ("ss_lr_scheduler", "ss_optimizer", "ss_noise_offset_random_strength"))
+    assert not any(key in said for key in ("ss_network_dim", "ss_scale_weight_norms", "ss_random_crop"))
 
 
 def test_a_training_starts_with_another_adapters_weights(settings, components, random_adapter, tmp_path):
@@ -105,7 +110,7 @@ def test_a_training_starts_with_another_adapters_weights(settings, components, r
     wanted = files.load(path, components.modules).layers
     run = settings(init=path, rank=4, alpha=4.0).settled()
     try:
-        training.run.trainable(components, run)
+        trainable.trainable(components, run)
         assert initial.start(components.modules, path) == len(wanted)
         got = apply.extract(components.modules).layers
     finally:

@@ -134,6 +134,15 @@ def test_the_verdict_compares_with_the_start():
     assert validation.verdict([score(0, 0.2)]) is None
 
 
+def test_a_loss_that_is_no_number_is_never_the_best_and_is_written_as_json_can(tmp_path):
+    scores = [validation.Score(2, float("nan"), (500,), (float("inf"),)), validation.Score(4, 0.5, (500,), (0.5,))]
+    for one in scores:
+        validation.append(tmp_path / "a.jsonl", one)
+    assert "NaN" not in (tmp_path / "a.jsonl").read_text()
+    again = validation.rewind(tmp_path / "a.jsonl", 4)
+    assert validation.best(again) == scores[1] and again[0].loss != again[0].loss
+
+
 def test_the_plan_says_what_is_held_out(folder, tiny_base):
     settings = TrainConfig(
         images=folder / "pictures", output=folder / "run", base=str(tiny_base), validation={"images": folder / "held", "every": 7}

@@ -67,7 +67,7 @@ def chosen_settings(words: Sequence[str], origin: Path | None) -> "tuple[TrainCo
     first, rest = (words[0], list(words[1:])) if words and ("=" not in words[0] or Path(words[0]).exists()) else (None, list(words))
     folder = Path(first) if first and Path(first).is_dir() else None
     if not words and origin is None:
-        raise SdloraError("nothing to train on; give a folder of pictures or a settings file: sdlora train FOLDER")
+        raise SdloraError("nothing to train on; give a folder of pictures or a settings file, as sdlora train --help shows")
     if first and folder is None and not first.endswith(".toml") and not Path(first).exists():
         raise SdloraError(f"{first} does not exist; give a folder of pictures, a settings file (.toml), or settings as key=value")
     start: dict[str, Any] = {}

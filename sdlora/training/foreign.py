@@ -13,6 +13,12 @@ from sdlora.training.config import COMPONENTS, component_of
 
 Note = str
 OFF = ("", "None", "False", "0", "0.0", "{}", "[]", "null")
+
+
+def _true(text: str) -> bool:
+    return text == "True"
+
+
 ALIKE: dict[str, tuple[str, Callable[[str], Any]]] = {  # kohya's field -> (our setting, how its text is read)
     "ss_network_dim": ("rank", int),
     "ss_network_alpha": ("alpha", float),
@@ -23,18 +29,34 @@ ALIKE: dict[str, tuple[str, Callable[[str], Any]]] = {  # kohya's field -> (our 
     "ss_min_snr_gamma": ("min_snr", float),
     "ss_caption_dropout_rate": ("caption_dropout", float),
     "ss_seed": ("seed", int),
-    "ss_gradient_checkpointing": ("gradient_checkpointing", lambda text: text == "True"),
+    "ss_gradient_checkpointing": ("gradient_checkpointing", _true),
+    "ss_scale_weight_norms": ("max_norm", float),
+    "ss_network_dropout": ("dropout.network", float),
+    "ss_noise_offset": ("noise.offset", float),
+    "ss_adaptive_noise_scale": ("noise.offset_adaptive", float),
+    "ss_multires_noise_iterations": ("noise.pyramid_levels", int),
+    "ss_ip_noise_gamma": ("noise.input_perturbation", float),
+    "ss_zero_terminal_snr": ("noise.zero_snr", _true),
+    "ss_shuffle_caption": ("shuffle_tags", _true),
+    "ss_caption_tag_dropout_rate": ("tag_dropout", float),
+    "ss_clip_skip": ("clip_skip", int),
+    "ss_flip_aug": ("flip", _true),
+    "ss_enable_bucket": ("buckets.on", _true),
 }
 READ = {  # taken into account below
     *("ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr", "ss_lr_scheduler", "ss_mixed_precision", "ss_optimizer", "ss_datasets"),
-    *("ss_batch_size_per_device", "ss_total_batch_size", "ss_flip_aug", "ss_resolution", "ss_output_name", "ss_network_module"),
+    *("ss_batch_size_per_device", "ss_total_batch_size", "ss_resolution", "ss_output_name", "ss_network_module", "ss_loss_type"),
+    *("ss_huber_c", "ss_huber_schedule", "ss_debiased_estimation", "ss_multires_noise_discount", "ss_keep_tokens", "ss_random_crop"),
+    *("ss_bucket_no_upscale",),
 }
 SILENT = re.compile(  # statistics, names, hashes, and what changes nothing of the result
     r"ss_(session_id|training_.*|num_.*|epoch|steps|tag_frequency|bucket_info|(reg_)?dataset_dirs|(new_)?(sd|vae)_.*|sd_scripts_.*|"
-    r"cache_latents|lowram|v2|base_model_version|network_args|prior_loss_weight|max_token_length|enable_bucket|"
-    r"(min|max)_bucket_reso|bucket_no_upscale|keep_tokens|huber_.*|loss_type)"
+    r"cache_latents|lowram|v2|base_model_version|network_args|prior_loss_weight|max_token_length|(min|max)_bucket_reso|huber_scale)"
 )
-SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"}
+SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine", "cosine_with_restarts": "cosine_restarts"}
+SCHEDULES |= {"linear": "linear", "polynomial": "polynomial", "rex": "rex", "inverse_sqrt": "inverse_sqrt"}
+OPTIMIZERS = {"prodigy": "prodigy", "dadapt": "dadaptation", "schedulefree": "schedulefree", "adafactor": "adafactor", "lion": "lion"}
+LOSSES = {"l1": "l1", "huber": "huber", "smooth_l1": "smooth_l1"}
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -44,13 +66,14 @@ def settings(metadata: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, A
     result: dict[str, Any] = {}
     for field, (name, parse) in ALIKE.items():
         if facts.get(field, "None") != "None":
-            result[name] = _number(field, facts[field], parse)
+            _put(result, name, _number(field, facts[field], parse))
     result["min_snr"] = result.get("min_snr", 0.0)
     result["stratified"] = False
     notes: list[Note] = []
-    for part in (_learning, _schedule, _precision, _data, _layers):
+    for part in (_learning, _schedule, _precision, _loss, _data, _layers):
         found, more = part(facts, adapter)
-        result |= found
+        for name, value in found.items():
+            _put(result, name, value)
         notes += more
     notes += [f"{key} = {value} has no equivalent here" for key, value in sorted(metadata.items()) if _lost(key, value)]
     return result, tuple(notes)
@@ -85,6 +108,9 @@ def _learning(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any
         result["weight_decay"] = float(decay[1]) if decay else 0.01
         plain = optimizer == "None" or "8bit" not in optimizer.lower()
         return result, [] if plain else [f"ss_optimizer = {optimizer}: its moments are kept in 32 bits here"]
+    name = next((ours for theirs, ours in OPTIMIZERS.items() if theirs in optimizer.lower()), None)
+    if name:
+        return result | {"optimizer.name": name}, [f"ss_optimizer = {optimizer}: of its arguments none are taken over"]
     return result, [] if optimizer in OFF else [f"ss_optimizer = {optimizer} has no equivalent here; AdamW takes its place"]
 
 
@@ -100,13 +126,35 @@ def _precision(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, An
     return ({"precision": PRECISIONS[name]}, []) if name in PRECISIONS else ({}, [])
 
 
+def _loss(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any], list[Note]]:
+    result: dict[str, Any] = {}
+    kind = facts.get("ss_loss_type", "None")
+    if kind in LOSSES:
+        result["loss.kind"] = LOSSES[kind]
+    if kind in ("huber", "smooth_l1"):
+        result["loss.huber_schedule"] = facts.get("ss_huber_schedule", "snr")
+        result["loss.huber_c"] = _number("ss_huber_c", facts.get("ss_huber_c", "0.1"), float)
+    if facts.get("ss_multires_noise_iterations", "None") not in OFF:
+        result["noise.pyramid_discount"] = _number("ss_multires_noise_discount", facts.get("ss_multires_noise_discount", "0.3"), float)
+    if facts.get("ss_debiased_estimation") != "True":
+        return result, []
+    weighed = facts.get("ss_min_snr_gamma", "None") not in OFF
+    notes = ["ss_min_snr_gamma: kohya multiplied it with ss_debiased_estimation, which alone is taken"] if weighed else []
+    return result | {"loss.weighting": "debiased", "min_snr": 0.0}, notes
+
+
 def _data(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any], list[Note]]:
     result: dict[str, Any] = {}
     size = facts.get("ss_batch_size_per_device", "None")
     if size not in OFF:
         result["batch_size"] = _number("ss_batch_size_per_device", size, int)
-    if facts.get("ss_flip_aug") == "True":
-        result["flip"] = True
+    if facts.get("ss_random_crop") == "True":
+        result["crop"] = "random"
+    if facts.get("ss_enable_bucket") == "True" and facts.get("ss_bucket_no_upscale") == "True":
+        result["buckets.upscale"] = False
+    worded = facts.get("ss_shuffle_caption") == "True" or facts.get("ss_caption_tag_dropout_rate", "None") not in OFF
+    if worded and facts.get("ss_keep_tokens", "None") not in OFF:
+        result["keep_tokens"] = _number("ss_keep_tokens", facts["ss_keep_tokens"], int)
     family = header_family(facts)
     if family:
         result["family"] = family
@@ -116,7 +164,9 @@ def _data(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any], l
     if len(set(sides)) == 1:
         result["resolution"] = sides[0]
     wide = len(set(sides)) > 1
-    return result, [f"ss_resolution = {facts['ss_resolution']}: pictures are square here, of the base's own size"] if wide else []
+    return result, [
+        f"ss_resolution = {facts['ss_resolution']}: the base's own size is taken, and buckets of as many pixels"
+    ] if wide else []
 
 
 def _layers(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any], list[Note]]:
@@ -135,6 +185,15 @@ def _layers(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any],
         elif sizes:
             notes.append(f"the layers of its {component} differ in rank or alpha; all get ss_network_dim and ss_network_alpha")
     return result, notes
+
+
+def _put(result: dict[str, Any], name: str, value: Any) -> None:
+    """`value` at the dotted name."""
+    table, dot, rest = name.partition(".")
+    if dot:
+        _put(result.setdefault(table, {}), rest, value)
+    else:
+        result[name] = value
 
 
 def _number(field: str, text: str, parse: Callable[[str], Any]) -> Any:

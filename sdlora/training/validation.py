@@ -4,9 +4,11 @@ It is the plain mean of squares, whatever weights the training's own loss has, s
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,24 +59,35 @@ def _losses(run: Run, row: Row, times: torch.Tensor) -> torch.Tensor:
 
 def best(scores: Sequence[Score]) -> Score | None:
     """The lowest loss after a step; what was before the first is only for comparison."""
-    return min((s for s in scores if s.step > 0), key=lambda s: s.loss, default=None)
+    return min((s for s in scores if s.step > 0 and math.isfinite(s.loss)), key=lambda s: s.loss, default=None)
 
 
 def read(path: Path) -> list[Score]:
-    return [Score(s["step"], s["loss"], tuple(s["timesteps"]), tuple(s["losses"])) for s in metrics.read(path)]
+    return [_score(line) for line in metrics.read(path)]
 
 
 def append(path: Path, found: Score) -> None:
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(found)) + "\n")
+        file.write(_line(found))
 
 
 def rewind(path: Path, step: int) -> list[Score]:
     """Forget what comes after `step`; what is left."""
     kept = [found for found in read(path) if found.step <= step]
     with atomic.replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(asdict(found)) + "\n" for found in kept), encoding="utf-8")
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
     return kept
+
+
+def _line(found: Score) -> str:
+    """JSON has no word for what is no number."""
+    numbers = [value if math.isfinite(value) else None for value in (found.loss, *found.losses)]
+    return json.dumps(asdict(found) | {"loss": numbers[0], "losses": numbers[1:]}, allow_nan=False) + "\n"
+
+
+def _score(line: dict[str, Any]) -> Score:
+    loss, *losses = (math.nan if value is None else value for value in (line["loss"], *line["losses"]))
+    return Score(line["step"], loss, tuple(line["timesteps"]), tuple(losses))
 
 
 def verdict(scores: Sequence[Score]) -> str | None:
