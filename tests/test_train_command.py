@@ -28,15 +28,15 @@ def test_a_dry_run_tells_buckets_steps_and_memory_and_touches_nothing(call, pict
     monkeypatch.chdir(tmp_path)
     there = sorted(tmp_path.rglob("*"))
     said = call(pictures, f"base={tiny_base}", "resolution=32", "precision=fp32", "validation.fraction=0.2", "--dry-run", "--fit", "2GB")
-    for words in ("32 × 32: ", "trigger sks style", "250 (", "held out", "memory   about", "fits 2.00 GiB as it is", "runs/ink"):
+    expected = "32 × 32: ", "trigger sks style", "500 (", "2 batches a step", "held out", "memory   about", "runs/ink"
+    for words in (*expected, "fits 2.00 GiB as it is"):
         assert words in said, said
     assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_what_fits_is_what_is_planned(call, pictures, tiny_base, tmp_path):
-    said = call(
-        pictures, f"base={tiny_base}", f"output={tmp_path / 'run'}", "resolution=512", "precision=fp32", "--dry-run", "--fit", "1.2GB"
-    )
+    words = pictures, f"base={tiny_base}", f"output={tmp_path / 'run'}", "resolution=512", "precision=fp32", "batch_size=8"
+    said = call(*words, "--dry-run", "--fit", "1.2GB")
     assert "to fit 1.20 GiB: " in said and "batch_size 8 → " in said
     size = int(said.split("batch_size 8 → ")[1].split(",")[0].split(";")[0])
     assert f"a step still sees 8 pictures, {size} at a time" in said and f"{size} images, {8 // size} batches a step" in said

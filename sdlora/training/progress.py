@@ -57,7 +57,7 @@ class Terminal(Silent):
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def start(self, done: int) -> None:
         self.began, self.last, self.first = time.monotonic(), time.monotonic(), done
@@ -70,7 +70,7 @@ class Terminal(Silent):
         self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
         now = time.monotonic()
         speed = (step.number - self.first) / max(1e-9, now - self.began)
-        loss, pace = f"{self.mean / self.weight:.4f}", f"{speed:.1f} steps/s"
+        loss, pace = f"{self.mean / self.weight:.4f}", f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / max(speed, 1e-9):.1f} s/step"
         if not self.plain:
             self.bar.update(self.task, completed=step.number, loss=loss, speed=pace, held=self.held)
         elif now - self.last > LINE_EVERY or step.number == self.total:

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import config as settings_file
+from sdlora import models
 from sdlora.data import folder as folders
 from sdlora.errors import SdloraError
 
 LEAST, MOST, EACH, EPOCHS = 2000, 4000, 120, 10  # pictures trained on: EACH times each within bounds, and EPOCHS times each at least
 LONGEST_TRIGGER = 4  # words
+LIGHT: dict[str, dict[str, Any]] = {
+    "sd1": {"batch_size": 2, "accumulate": 2},
+    "sd2": {"batch_size": 2, "accumulate": 2},
+    "sdxl": {"batch_size": 1, "accumulate": 4, "gradient_checkpointing": True},
+}
 ARTICLES = {"a", "an", "the"}
 
 
@@ -29,9 +35,11 @@ def settings(folder: Path, overrides: Sequence[str], header: Mapping[str, Any], 
         if trigger:
             found["trigger"] = trigger
             reasons.append(f"trigger {trigger!r}" + ("" if "caption" in found else ", which is in every caption"))
+    if not given & {"batch_size", "accumulate", "gradient_checkpointing"}:
+        found |= light(_last("base", overrides) or str(header.get("base", "emoji")))
     if "steps" not in given:
         count = len(folders.scan(folder, found.get("caption", "")))
-        per_step = _number("batch_size", overrides, header, 8) * _number("accumulate", overrides, header, 1)
+        per_step = _number("batch_size", overrides, {**found, **header}, 8) * _number("accumulate", overrides, {**found, **header}, 1)
         found["steps"] = steps(count, per_step)
         reasons.append(f"{count} pictures: {found['steps']} steps of {per_step}")
     if "output" not in given:
@@ -40,6 +48,11 @@ def settings(folder: Path, overrides: Sequence[str], header: Mapping[str, Any], 
     if reasons:
         say("; ".join(reasons))
     return found
+
+
+def light(base: str) -> dict[str, Any]:
+    """For a base that is not built in, what graphics cards of a usual size hold."""
+    return {} if base in models.BUILT_IN else LIGHT[models.opened(base).family.name]
 
 
 def steps(images: int, per_step: int) -> int:
@@ -60,8 +73,8 @@ def output(words: str) -> Path:
 
 def images_of(overrides: Sequence[str]) -> Path | None:
     """The image folder that the overrides name."""
-    found = [value for key, value in map(settings_file.parse_override, overrides) if key == "images"]
-    return Path(found[-1].strip("\"'")) if found else None
+    found = _last("images", overrides)
+    return Path(found) if found else None
 
 
 def common(captions: Sequence[str]) -> str | None:
@@ -97,8 +110,14 @@ def _captions(folder: Path) -> list[str]:
 
 
 def _number(name: str, overrides: Sequence[str], header: Mapping[str, Any], default: int) -> int:
-    values = [value for key, value in map(settings_file.parse_override, overrides) if key == name]
+    value = _last(name, overrides)
     try:
-        return int(values[-1]) if values else int(header.get(name, default))
+        return int(value or header.get(name, default))
     except ValueError:
-        raise SdloraError(f"{name} is {values[-1]!r}; it should be a whole number") from None
+        raise SdloraError(f"{name} is {value!r}; it should be a whole number") from None
+
+
+def _last(name: str, overrides: Sequence[str]) -> str | None:
+    """The value that the overrides give `name`, as text."""
+    values = [value for key, value in map(settings_file.parse_override, overrides) if key == name]
+    return values[-1].strip("\"'") if values else None
