@@ -40,10 +40,14 @@ def steps(run: Run, until: int | None = None) -> Iterator[Step]:
         rate = run.set_rate()
         loss = 0.0
         for micro, batch in enumerate(batches(run.sources, run.config, run.step, len(run.components.alphas_bar))):
-            with dropout(run, micro):
-                part = batch_loss(run, batch.to(run.components.device))
+            own = run.world.share(batch)
+            if own is None:
+                continue
+            with dropout(run, micro * run.world.size + run.world.rank):
+                part = batch_loss(run, own.to(run.components.device))
                 run.scaler.scale(part).backward()
             loss += part.item()
+        loss = run.world.summed(run.parameters, loss)
         run.scaler.unscale_(run.optimizer)
         norm = nn.utils.clip_grad_norm_(run.parameters, run.config.clip or math.inf).item()
         if not (math.isfinite(loss) and (math.isfinite(norm) or overflow(run))):

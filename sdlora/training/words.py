@@ -4,7 +4,7 @@ from sdlora.training.config import TrainConfig
 
 
 def header(config: TrainConfig) -> dict[str, str]:
-    """The keys ss_… of kohya's trainer for what concerns the step; "None" where a thing is off, as there. Of a settled config."""
+    """The keys ss_… of kohya's trainer for what concerns data and step; "None" where a thing is off, as there. Of a settled config."""
     loss, noise = config.loss, config.noise
     robust = loss.kind in ("huber", "smooth_l1")
     found = {
@@ -28,6 +28,17 @@ def header(config: TrainConfig) -> dict[str, str]:
         "zero_terminal_snr": noise.zero_snr,
         "scale_weight_norms": config.max_norm or None,
         "network_dropout": config.dropout.network or None,
+        "clip_skip": config.clip_skip if config.clip_skip > 1 else None,
+        "max_token_length": 75 * config.caption_chunks,
+        "shuffle_caption": config.shuffle_tags,
+        "keep_tokens": config.keep_tokens,
+        "caption_dropout_rate": config.caption_dropout,
+        "caption_tag_dropout_rate": config.tag_dropout,
+        "flip_aug": config.flip,
+        "random_crop": config.crop == "random",
+        "enable_bucket": config.buckets.on,
+        "bucket_no_upscale": not config.buckets.upscale,
+        "prior_loss_weight": config.prior.weight,
     }
     return {f"ss_{key}": str(value) for key, value in found.items()}
 
