@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdlora import files, images
+from sdlora import files, generation, images
 from sdlora.commands import generate as command
 from sdlora.drawing import Drawing, carry_out, places, reading, recall, requests, settings, work
 from sdlora.drawing.prompt_files import requests as of_file
@@ -377,6 +377,34 @@ def test_a_full_disk_in_the_middle_of_a_run_says_how_far_it_came_and_loses_nothi
         carry_out(drawing)
     assert names(tmp_path / "out") == ["0001-seed1.png", "manifest.json"]
     assert [path.name for path in carry_out(drawing)] == ["0002-seed1.png", "0003-seed1.png"]
+
+
+def test_a_picture_that_turns_into_nan_leaves_the_others_of_the_run_in_peace(tmp_path: Path, tiny_base: Path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a cat\na dog\na sun\n")
+    drawing = Drawing(prompts=tmp_path / "a.txt", base=str(tiny_base), steps=1, guidance=1.0, batch=1, output=tmp_path / "out")
+    real = generation.generate
+
+    def spoilt(components, wanted, **ways):
+        yield from real(components, [r for r in wanted if r.prompt != "a dog"], **ways)
+        if any(r.prompt == "a dog" for r in wanted):
+            raise SdloraError("the picture of 'a dog' turned into NaN")
+
+    monkeypatch.setattr(generation, "generate", spoilt)
+    with pytest.raises(SdloraError, match=r"'a dog' turned into NaN \(2 of 3 pictures are drawn, 1 are not\)"):
+        carry_out(drawing)
+    assert names(tmp_path / "out") == ["0001-seed1.png", "0003-seed1.png", "manifest.json"]
+
+
+def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path, tiny_base: Path, adapter_files: Path):
+    """Whole batches are drawn again, so that even the rounding that neighbours with other adapters cause is the same."""
+    lines = [{"prompt": "a cat", "seed": i, "adapter": [f"{name}.safetensors={0.2 * i}"]} for i in (1, 2, 3) for name in ("style", "text")]
+    (adapter_files / "run.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    drawing = Drawing(prompts=adapter_files / "run.jsonl", base=str(tiny_base), steps=2, output=tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in carry_out(drawing)}
+    for name in ("0002-seed1.png", "0003-seed2.png", "0006-seed3.png"):
+        (tmp_path / "out" / name).unlink()
+    assert len(carry_out(drawing)) == 3
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"version": 1, "pictures": {"a": {}}}', '{"version": 2, "pictures": {}}'])
