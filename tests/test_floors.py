@@ -24,6 +24,7 @@ HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "diffusers", "transform
 VALIDATES = {  # the modules that may know pydantic
     "config",
     "training.config",
+    "training.tables",
     "drawing.reading",
     "benchmark.config",
     "benchmark.training.config",
