@@ -72,8 +72,9 @@ class Stock:
         """The pictures of `wanted` in one batch, from the same noise as ours."""
         first, pipeline = wanted[0], self.pipeline
         side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        height, width = first.height or side, first.width or side
-        shape = (pipeline.unet.config.in_channels, height // pipeline.vae_scale_factor, width // pipeline.vae_scale_factor)
+        factor = pipeline.vae_scale_factor
+        height, width = ((asked or side) // factor * factor for asked in (first.height, first.width))  # Request.floor; else it is even
+        shape = (pipeline.unet.config.in_channels, height // factor, width // factor)
         return pipeline(
             prompt=[request.prompt for request in wanted],
             negative_prompt=[request.negative for request in wanted],

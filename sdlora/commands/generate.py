@@ -64,6 +64,29 @@ def generate(
     original: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH of the picture it should look like; by default its own.")] = None,
     crop: Annotated[str, typer.Option(help="SDXL: TOPxLEFT, what it should look cropped by.")] = "0x0",
     target: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH that it should look made for; by default its own.")] = None,
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Round width and height down to what can be drawn, as AUTOMATIC1111 does.")
+    ] = False,
+    init: Annotated[Path | None, typer.Option(metavar="IMAGE", help="img2img: a picture to start from.")] = None,
+    denoise: Annotated[float | None, typer.Option(help="How far --init is drawn anew: 0 not at all, 1 from noise; 0.75.")] = None,
+    exact_steps: Annotated[bool, typer.Option("--exact-steps", help="Draw all --steps below --denoise, not its share of them.")] = False,
+    resize: Annotated[str, typer.Option(help="An --init of another shape: crop, fit (its edges repeated) or stretch.")] = "crop",
+    background: Annotated[str, typer.Option(help="A colour for what is transparent in --init.")] = "white",
+    mask: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Redraw what is white in it alone; alpha: where --init is clear.")
+    ] = None,
+    mask_blur: Annotated[float | None, typer.Option(help="Of the mask's edge, pixels; 4 for Stable Diffusion, 2 for emoji.")] = None,
+    masked_content: Annotated[str, typer.Option(help="What the masked part starts from: original, noise or nothing.")] = "original",
+    only_masked: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Draw the mask's surroundings, so many pixels of them, at full size.")
+    ] = None,
+    hires: Annotated[float | None, typer.Option(metavar="FACTOR", help="Draw, enlarge by FACTOR, and draw over.")] = None,
+    hires_denoise: Annotated[float | None, typer.Option(help="How far the enlarged picture is drawn anew; 0.7.")] = None,
+    hires_steps: Annotated[int | None, typer.Option(help="Steps of the second pass; by default --steps.")] = None,
+    hires_upscaler: Annotated[str, typer.Option(help="latent, latent-nearest, latent-bicubic, …; of pixels: lanczos, nearest.")] = "Latent",
+    variation_seed: Annotated[str | None, typer.Option(help="Seeds whose noise is mixed into that of --seed: 7, 1-4, 1,5,9.")] = None,
+    variation_strength: Annotated[float | None, typer.Option(help="How much of it: 0 is --seed alone, 1 the other.")] = None,
+    ensd: Annotated[int, typer.Option(help="AUTOMATIC1111's eta noise seed delta, for samplers that draw noise on the way.")] = 0,
 ) -> None:
     """Draw every PROMPT with every seed: PNGs that carry their settings, and a contact sheet.
 
@@ -78,8 +101,18 @@ def generate(
     pairs = [None if text is None else generation.parse_pair(text, name) for name, text in (("--original", original), ("--target", target))]
     sizes = {"original": pairs[0], "crop": generation.parse_pair(crop, "--crop"), "target": pairs[1]}
     way = dict(sampler=sampler, schedule=schedule, noise=noise, eta=eta, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
-    further: dict[str, Any] = {"clip_skip": clip_skip, "emphasis": emphasis, **way, **sizes}
-    requests = [generation.Request(t, negative, n, steps, guidance, width, height, record, **further) for t in prompts for n in numbers]
+    started = dict(init=init, denoise=denoise, exact_steps=exact_steps, resize=resize, background=background)
+    masked = dict(mask=mask, mask_blur=mask_blur, masked_content=masked_content, only_masked=only_masked)
+    second = dict(hires=hires, hires_denoise=hires_denoise, hires_steps=hires_steps, hires_upscaler=hires_upscaler)
+    drawn: dict[str, Any] = {**started, **masked, **second, "floor": floor, "variation_strength": variation_strength, "ensd": ensd}
+    further: dict[str, Any] = {"clip_skip": clip_skip, "emphasis": emphasis, **way, **sizes, **drawn}
+    others = [None] if variation_seed is None else generation.parse_seeds(variation_seed, "--variation-seed")
+    requests = [
+        generation.Request(t, negative, n, steps, guidance, width, height, record, variation_seed=other, **further)
+        for t in prompts
+        for n in numbers
+        for other in others
+    ]
     for prompt in prompts:
         for tag in extract(prompt).ignored:
             typer.echo(f"warning: {tag} is left out of the prompt; sdlora knows <lora:NAME:STRENGTH>", err=True)
@@ -99,10 +132,10 @@ def _draw(components: Any, requests: "list[Request]", folder: Path, apply: str, 
     """Draw, save each picture as soon as it is there, and say where."""
     from time import perf_counter
 
-    from sdlora.generation import generate, record
+    from sdlora.generation import generate, record, steps
 
     start, saved = perf_counter(), []
-    with _progress(sum(request.steps for request in requests)) as advance:
+    with _progress(sum(steps(components, request) for request in requests)) as advance:
         for picture in generate(components, requests, apply=apply, callback=lambda state: advance(len(state.x)), **ways):
             saved.append((record.save(picture, folder, record.settings(components, picture.request, apply)), picture))
     seconds = perf_counter() - start

@@ -6,6 +6,7 @@ for picture in draw("a robot, flat emoji", {"style.safetensors": 0.8}, seeds=ran
 """
 
 from sdlora.generation.generate import Picture, generate
+from sdlora.generation.passes import steps
 from sdlora.generation.request import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.generation.sampler import State
 from sdlora.generation.samplers import SAMPLERS
@@ -25,4 +26,5 @@ __all__ = [
     "parse_adapter",
     "parse_pair",
     "parse_seeds",
+    "steps",
 ]

@@ -16,6 +16,8 @@ from sdlora.models import Components
 from sdlora.prompts import Entry, Memory, current, encode, schedule
 from sdlora.prompts.encode import check as check_encoder
 
+Span = tuple[int, int]  # a pass's steps, and the steps of the pass before it or 0: what [a:b:when] counts in
+
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
@@ -68,19 +70,19 @@ class Texts:
     memories: dict[Any, Memory] = field(default_factory=dict)
     known: dict[Any, Timed] = field(default_factory=dict)
 
-    def timed(self, text: str, request: Request, state: object) -> Timed:
+    def timed(self, text: str, request: Request, state: object, span: Span) -> Timed:
         """`state` stands for the strengths of all that is on the text encoders."""
-        key = (state, text, request.steps, request.clip_skip, request.emphasis)
+        key = (state, text, span, request.clip_skip, request.emphasis)
         if key not in self.known:
-            entries = schedule(text, request.steps)
+            entries = schedule(text, *span)
             encoded = self._encoded([entry.text for entry in entries], request, state)
             self.known[key] = Timed(entries, [encoded[i : i + 1].to(self.device, self.components.dtype) for i in range(len(entries))])
         return self.known[key]
 
-    def negative(self, request: Request, state: object) -> Timed:
+    def negative(self, request: Request, state: object, span: Span) -> Timed:
         """An empty one is the absence of a prompt: for SDXL zeros, as it was trained, and as diffusers takes None."""
         if request.negative or not self.components.zeros_for_empty:
-            return self.timed(request.negative, request, state)
+            return self.timed(request.negative, request, state, span)
         if None not in self.known:
             absent = encode_absent(self.components).to(self.device, self.components.dtype)
             self.known[None] = Timed(schedule("", 1), [absent])
@@ -107,18 +109,18 @@ def check(components: Components, request: Request) -> None:
         check_encoder(request.emphasis, request.clip_skip, components.text_encoders[0])
 
 
-def conditions(requests: Sequence[Request], texts: Texts, state: object, step: int) -> Conditions:
-    """At `step`, counted from 0. All requests are guided, or none is."""
+def conditions(requests: Sequence[Request], texts: Texts, state: object, step: int, span: Span) -> Conditions:
+    """At `step` of a pass, counted from 0. All requests are guided, or none is."""
     rows: list[Conditioning] = []
     owners: list[int] = []
     weights: list[float] = []
     for i, request in enumerate(requests):
         parts = request.parts
-        rows += levelled([texts.timed(part.text, request, state).at(step) for part in parts])
+        rows += levelled([texts.timed(part.text, request, state, span).at(step) for part in parts])
         owners += [i] * len(parts)
         weights += [part.weight for part in parts]
     guided = [request for request in requests if request.guided]
-    return Conditions(rows, owners, weights, [texts.negative(request, state).at(step) for request in guided])
+    return Conditions(rows, owners, weights, [texts.negative(request, state, span).at(step) for request in guided])
 
 
 def levelled(rows: Sequence[Conditioning]) -> list[Conditioning]:

@@ -4,26 +4,38 @@ from collections.abc import Sequence
 
 from sdlora.generation.adapters import Active
 from sdlora.generation.conditions import Conditions, Texts, conditions
+from sdlora.generation.passes import Pass
 from sdlora.generation.request import Request
 
 
 class Course:
-    """Encodes all that a batch is told, each text under the strengths of its step; then follows the sampler."""
+    """Encodes all that a batch is told, each text under the strengths of its step; then follows the sampler through its passes.
 
-    def __init__(self, requests: Sequence[Request], texts: Texts, active: Active):
-        """The requests have one number of steps, and all are guided or none is."""
+    Prompts and strengths count the steps that are drawn, out of `Request.steps`: a pass that begins further down the noise levels
+    begins with what holds at the first step, as in AUTOMATIC1111. In the second pass of a hires picture prompts go on counting from
+    1.0, and strengths stay at their last value.
+    """
+
+    def __init__(self, requests: Sequence[Request], texts: Texts, active: Active, walk: Sequence[Pass]):
+        """The requests have one number of steps and the same passes, and all are guided or none is."""
         self.active = active
         self.told: list[Conditions] = []
-        for step in range(active.steps):
-            active.enter(step)
-            told = conditions(requests, texts, active.text_state(step), step)
-            self.told.append(self.told[-1] if self.told and told.same(self.told[-1]) else told)
+        self.strengths: list[int] = []  # for each step of all passes the step whose strengths hold
+        for number, one in enumerate(walk):
+            span = (one.steps, active.steps) if number else (active.steps, 0)
+            for step in range(one.steps):
+                of = active.steps - 1 if number else step
+                active.enter(of)
+                told = conditions(requests, texts, active.text_state(of), step, span)
+                self.told.append(self.told[-1] if self.told and told.same(self.told[-1]) else told)
+                self.strengths.append(of)
         self.enter(0)
 
     def enter(self, step: int) -> None:
-        """`step` counts from 0; behind the last one nothing changes any more."""
-        self.step = min(step, len(self.told) - 1)
-        self.active.enter(self.step)
+        """`step` counts from 0 through all passes; behind the last one nothing changes any more."""
+        if self.told:
+            self.step = min(step, len(self.told) - 1)
+            self.active.enter(self.strengths[self.step])
 
     def now(self) -> Conditions:
         return self.told[self.step]

@@ -14,8 +14,11 @@ from typing import Any
 
 from sdlora import __version__
 from sdlora.families import FAMILIES
-from sdlora.generation.generate import Picture, size, sizes
+from sdlora.generation.batch import sizes
+from sdlora.generation.facts import facts
+from sdlora.generation.generate import Picture
 from sdlora.generation.noise import source_name
+from sdlora.generation.passes import size
 from sdlora.generation.request import Request
 from sdlora.images import save_png
 from sdlora.models import Components
@@ -58,6 +61,7 @@ def settings(components: Components, request: Request, apply: str = "stacked") -
         "width": width,
         "height": height,
         **xl,
+        **facts(components, request),
         "base": {"name": components.name, "hash": components.hash},
         "adapters": [*(_adapter(path, strength(eta)) for path, eta in request.adapters), *_tagged(request)],
         "apply": apply,
