@@ -1,5 +1,8 @@
 """Hires pictures, whose second pass is img2img, and sizes that the U-Net does not halve evenly."""
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,8 @@ from sdlora.generation import Request, generate, steps
 from sdlora.generation.passes import passes, size
 from sdlora.generation.upscale import UPSCALERS, upscaler
 from sdlora.prompts import schedule
+
+ROOT = Path(__file__).parents[1]
 
 
 def drawn(components, *requests: Request, **settings) -> list[np.ndarray]:
@@ -129,6 +134,15 @@ def test_floor_rounds_down_as_a1111_does_and_nothing_else_is_rounded(components,
     assert size(loaded("sd1"), Request("", width=1024, height=1496)) == (1496, 1024)
     with pytest.raises(SdloraError, match="height 1500 .* multiple of 8, 1504 for example; or set floor, which rounds it down to 1496"):
         size(loaded("sd1"), Request("", width=1024, height=1500))
+
+
+def test_the_published_benchmarks_settings_are_those_of_a_picture_that_can_be_drawn(loaded):
+    from sdlora.benchmark.config import BenchmarkConfig
+    from sdlora.benchmark.measure import requests
+
+    settings = tomllib.loads((ROOT / "configs" / "benchmark-table2.toml").read_text(encoding="utf-8"))
+    config = BenchmarkConfig(**settings)
+    assert {size(loaded("sd1"), wanted) for wanted in requests(config, "a cat", 1)} == {(1496, 1024)}
 
 
 def test_sdxl_is_told_the_size_of_each_pass(loaded):

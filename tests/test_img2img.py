@@ -63,6 +63,12 @@ def test_the_less_denoise_the_nearer_the_picture_stays(components):
     assert distances[0] < distances[1] < distances[2] and distances[0] < distances[2] / 2
 
 
+def test_denoise_one_is_a_picture_from_noise_but_for_the_init_latents(components):
+    """With latents of nothing it is that picture, bit for bit."""
+    plain = drawn(components, Request("a cat face", seed=3, steps=4))[0]
+    assert (drawn(components, request(denoise=1.0, mask=WHITE, masked_content="nothing"))[0] == plain).all()
+
+
 @pytest.fixture(scope="module")
 def pipeline(tiny_base):
     """Stock diffusers with Euler over linearly spaced timesteps, whose noise and start are ours."""

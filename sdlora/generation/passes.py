@@ -47,7 +47,10 @@ def img2img(size: Side, steps: int, denoise: float, exact: bool) -> Pass:
     """The last steps of a schedule.
 
     exact  `steps` of them, and as many levels above them as `denoise` leaves out; else of `steps` levels the share `denoise`,
-           rounded down, and one more, as A1111 does. A denoise of 0 has none at all: what comes out is what the VAE makes of the picture.
+           rounded down, and one more, as A1111 does.
+
+    A denoise of 0 has none at all: what comes out is what the VAE makes of the picture. A denoise of 1 goes through all levels: a
+    picture from noise, but for what the highest level, σ = 14.6 for Stable Diffusion, lets through of the init picture.
     """
     if denoise == 0:
         return Pass(size, steps, steps)

@@ -1,6 +1,7 @@
 """The pictures that a picture is made from, init and mask: from disk or memory, upright, without transparency."""
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def mask(source: Source, init: Source) -> Image.Image:
 def extent(source: Source) -> tuple[int, int]:
     """(height, width) in pixels of the picture once it is upright. Of a file, the header alone is read."""
     try:
-        with Image.open(source) if isinstance(source, str | Path) else source.copy() as image:
+        with _opened(source) as image:
             width, height = image.size
             return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
     except Exception as error:  # Pillow raises many kinds for damaged files
@@ -67,11 +68,16 @@ def described(source: Source) -> dict[str, Any]:
 def _upright(source: Source) -> Image.Image:
     """In the mode that it has. Of an animation, the first frame."""
     try:
-        with Image.open(source) if isinstance(source, str | Path) else source.copy() as image:
+        with _opened(source) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except Exception as error:
         raise _unreadable(source, error) from error
+
+
+def _opened(source: Source) -> AbstractContextManager[Image.Image]:
+    """A file is closed afterwards; what is in memory stays as it is."""
+    return Image.open(source) if isinstance(source, str | Path) else nullcontext(source)
 
 
 def _unreadable(source: Source, error: Exception) -> SdloraError:
