@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sdlora.checkpoints.clip import plain
+from sdlora.checkpoints.origins import remember
 from sdlora.checkpoints.stored import Stored
 from sdlora.errors import SdloraError
 
@@ -69,6 +70,7 @@ def fill(module: Any, weights: Mapping[str, Stored], device: str | torch.device,
     for path, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             _number(module, path, buffer, device)
+    remember(module, weights)
     return module.eval().requires_grad_(False)
 
 

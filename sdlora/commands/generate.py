@@ -33,7 +33,10 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none and takes half the time.")] = 5.0,
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
     output: Annotated[Path, typer.Option(help="Folder for the pictures; earlier ones are kept.")] = Path("pictures"),
-    apply: Annotated[str, typer.Option(help="How adapters go onto the model: stacked (on the fly) or fused.")] = "stacked",
+    apply: Annotated[str, typer.Option(help="How adapters go onto the model: stacked (on the fly), fused, or auto: the quicker.")] = "auto",
+    adapter_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Keep loaded adapters up to this size, such as 2GB; by default all.")
+    ] = None,
     base: Annotated[
         str,
         typer.Option(help="Base model: emoji, or Stable Diffusion as a file, a diffusers folder or a cached Hub id."),
@@ -93,8 +96,10 @@ def generate(
     Example: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures
     """
     from sdlora import atomic, generation, hardware
+    from sdlora.files import Library, parse_bytes
     from sdlora.prompts import extract
 
+    library = Library(None if adapter_memory is None else parse_bytes(adapter_memory, "--adapter-memory"))
     chosen = [generation.parse_adapter(text) for text in adapter or ()]
     record = tuple((str(path), eta) for path, eta in chosen)
     numbers = generation.parse_seeds(seed)
@@ -123,12 +128,11 @@ def generate(
     if base != "emoji":
         found["say"] = lambda text: typer.echo(text, err=True)
     components = generation.load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload, **found)
-    named = generation.load_named(components, tagged)
-    weighted = generation.load_adapters(components, chosen)
-    _draw(components, requests, folder, apply, {"weighted": weighted, "batch": batch, "named": named, "offload": where})
+    named = generation.load_named(components, generation.own(chosen) | tagged, library)
+    _draw(components, requests, folder, {"apply": apply, "batch": batch, "named": named, "offload": where})
 
 
-def _draw(components: Any, requests: "list[Request]", folder: Path, apply: str, ways: dict[str, Any]) -> None:
+def _draw(components: Any, requests: "list[Request]", folder: Path, ways: dict[str, Any]) -> None:
     """Draw, save each picture as soon as it is there, and say where."""
     from time import perf_counter
 
@@ -136,8 +140,9 @@ def _draw(components: Any, requests: "list[Request]", folder: Path, apply: str, 
 
     start, saved = perf_counter(), []
     with _progress(sum(steps(components, request) for request in requests)) as advance:
-        for picture in generate(components, requests, apply=apply, callback=lambda state: advance(len(state.x)), **ways):
-            saved.append((record.save(picture, folder, record.settings(components, picture.request, apply)), picture))
+        ways |= {"callback": lambda state: advance(len(state.x)), "say": lambda line: typer.echo(line, err=True)}
+        for picture in generate(components, requests, **ways):
+            saved.append((record.save(picture, folder, record.settings(components, picture.request, picture.apply)), picture))
     seconds = perf_counter() - start
     for path, _ in saved if len(saved) <= 8 else (saved[0], saved[-1]):
         typer.echo(path)

@@ -10,7 +10,7 @@ from sdlora.generation.passes import steps
 from sdlora.generation.request import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.generation.sampler import State
 from sdlora.generation.samplers import SAMPLERS
-from sdlora.generation.session import draw, find_tagged, load, load_adapters, load_named
+from sdlora.generation.session import draw, find_tagged, load, load_adapters, load_named, own
 
 __all__ = [
     "SAMPLERS",
@@ -23,6 +23,7 @@ __all__ = [
     "load",
     "load_adapters",
     "load_named",
+    "own",
     "parse_adapter",
     "parse_pair",
     "parse_seeds",

@@ -25,17 +25,19 @@ class Course:
             span = (one.steps, active.steps) if number else (active.steps, 0)
             for step in range(one.steps):
                 of = active.steps - 1 if number else step
-                active.enter(of)
-                told = conditions(requests, texts, active.text_state(of), step, span)
+                states = [active.text_state(of, picture) for picture in range(len(requests))]
+                told = conditions(requests, texts, states, step, span, self.face)
                 self.told.append(self.told[-1] if self.told and told.same(self.told[-1]) else told)
                 self.strengths.append(of)
         self.enter(0)
 
     def enter(self, step: int) -> None:
         """`step` counts from 0 through all passes; behind the last one nothing changes any more."""
-        if self.told:
-            self.step = min(step, len(self.told) - 1)
-            self.active.enter(self.strengths[self.step])
+        self.step = min(step, len(self.told) - 1)
+
+    def face(self, owners: Sequence[int]) -> None:
+        """The next call of the U-Net has these pictures' rows."""
+        self.active.face(self.strengths[self.step], owners)
 
     def now(self) -> Conditions:
         return self.told[self.step]

@@ -1,6 +1,6 @@
 """Requests in, pictures out, any number at a time: what can be drawn together is, and `batch` draws it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from sdlora.adapter import Adapter
-from sdlora.apply import WAYS
-from sdlora.errors import SdloraError, nearest
+from sdlora.errors import SdloraError
 from sdlora.families import FAMILIES
 from sdlora.generation import adapters, conditions, guard, starts
-from sdlora.generation.adapters import Weighted
+from sdlora.generation.adapters import AUTO, Wanted, Weighted
 from sdlora.generation.batch import Callback, draw, levels
 from sdlora.generation.conditions import Texts
 from sdlora.generation.passes import largest, passes
@@ -25,41 +24,52 @@ from sdlora.strength import Strength, strength
 POSITIONS = 1024  # latent positions in a batch by default: 4 pictures of 64 px with f = 4, where the gain ends on a CPU
 ENCODED = 16  # init pictures that are kept as latents, for requests to come
 
-Group = tuple[list[Request], list[Weighted]]
-
 
 @dataclass(frozen=True, eq=False)
 class Picture:
     request: Request
     image: Image.Image  # RGB
+    apply: str = "stacked"  # how adapters were on the model for it
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What is drawn in one batch."""
+
+    requests: list[Request]
+    wanted: list[list[Wanted]]  # the adapters of each
+    apply: str
 
 
 def generate(
     components: Components,
     requests: Iterable[Request],
     weighted: Sequence[tuple[Adapter, float | str | Strength]] = (),
-    apply: str = "stacked",
+    apply: str = AUTO,
     batch: int | None = None,
     callback: Callback | None = None,
     named: Mapping[str, Adapter] | None = None,
     offload: torch.device | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Picture]:
     """The pictures, in the order of their requests, each as soon as its batch is done.
 
     weighted  adapters with their strengths (sdlora/strength.py). They are on the model only while a batch is drawn, never while the
               caller has control; strength 0 is the base itself, bit for bit.
-    batch     pictures drawn together at the most; by default as many as keep a CPU busy. A picture does not depend on it: on the
-              CPU bit for bit, but for stacked adapters of rank 1 altogether (rounding, 1e-6 of the latents' scale).
+    apply     stacked, fused, or auto: what costs less for what is asked (`ways` has the rule). Picture.apply says which it was.
+    batch     pictures drawn together at the most, those with different adapters too if these are stacked; by default as many as keep a
+              CPU busy. A picture does not depend on it: on the CPU bit for bit, but for the rounding of stacked adapters where their
+              rank is 1 altogether, or neighbours have others (1e-6 of the latents' scale).
     callback  is called after every step of every batch.
-    named     the adapters that a prompt can ask for by <lora:NAME:…>.
+    named     the adapters that a prompt asks for by <lora:NAME:…>, and those that a request has of its own, by its words for their files.
+              Without `weighted` a request's own have to be among them; beside it they may be there for the record.
+    say       gets a line that tells what `auto` chose.
     offload   a device with little memory: text encoders, U-Net and VAE come there in turn and go back to where they were.
 
     SdloraError (before anything is drawn) for a size that the model or the memory cannot draw, for more steps than the schedule has
     noise levels, for an init picture or a mask that cannot be used and for a tag without an adapter; and when a picture turns into NaN,
     after the others of its batch.
     """
-    if apply not in WAYS:
-        raise SdloraError(f"unknown way to apply an adapter: {apply!r}{nearest(apply, WAYS)}")
     if batch is not None and batch < 1:
         raise SdloraError(f"batch is {batch}; it has to be at least 1")
     wanted = list(requests)
@@ -67,11 +77,14 @@ def generate(
         raise SdloraError(f"original, crop and target size act on SDXL alone, and {components.name} is none; leave them out")
     everywhere = [(adapter, strength(eta)) for adapter, eta in weighted]
     starts.check(wanted)
-    groups = list(_batches(components, wanted, everywhere, named or {}, batch))
-    for together, chosen in groups:
-        _check(components, together[0], offload or components.device)
-        adapters.check(components, chosen, apply)
-    return _pictures(components, groups, apply, callback, offload)
+    groups = list(_batches(components, wanted, everywhere, named or {}, apply, batch))
+    for group in groups:
+        _check(components, group.requests[0], offload or components.device)
+        for chosen in group.wanted:
+            adapters.check(components, chosen, group.apply)
+    if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
+        say(adapters.said([group.apply for group in groups for _ in group.requests]))
+    return _pictures(components, groups, named or {}, callback, offload)
 
 
 def _check(components: Components, request: Request, device: torch.device) -> None:
@@ -83,33 +96,50 @@ def _check(components: Components, request: Request, device: torch.device) -> No
 
 
 def _pictures(
-    components: Components, groups: list[Group], apply: str, callback: Callback | None, offload: torch.device | None
+    components: Components, groups: list[Group], named: Mapping[str, Adapter], callback: Callback | None, offload: torch.device | None
 ) -> Iterator[Picture]:
     texts = Texts(components, offload or components.device)
     known = lru_cache(ENCODED)(partial(starts.start, components))
-    for requests, weighted in groups:
-        with guard.enough(components), adapters.active(components, weighted, apply, requests[0].steps) as active:
-            images = draw(components, requests, active, texts, known, callback, offload)
-        yield from (Picture(request, image) for request, image in zip(requests, images, strict=True) if isinstance(image, Image.Image))
-        for error in images:
-            if isinstance(error, SdloraError):
-                raise error
+    for group in groups:
+        with (
+            guard.enough(components),
+            adapters.active(components, group.wanted, named, group.apply, group.requests[0].steps) as active,
+        ):
+            images = draw(components, group.requests, active, texts, known, callback, offload)
+        for request, image in zip(group.requests, images, strict=True):
+            if isinstance(image, Image.Image):
+                yield Picture(request, image, group.apply)
+        for image in images:
+            if isinstance(image, SdloraError):
+                raise image
 
 
 def _batches(
-    components: Components, requests: Iterable[Request], weighted: list[Weighted], named: Mapping[str, Adapter], batch: int | None
+    components: Components,
+    requests: Iterable[Request],
+    weighted: list[Weighted],
+    named: Mapping[str, Adapter],
+    apply: str,
+    batch: int | None,
 ) -> Iterator[Group]:
     """Neighbours that can share the calls of the U-Net."""
+
+    def many(request: Request) -> int:
+        return batch or max(1, POSITIONS * components.factor**2 // largest(passes(components, request)))
+
     chosen = [(request, adapters.chosen(request, weighted, named)) for request in requests]
     for request, _ in chosen:
         conditions.check(components, request)
-    for (walk, *_), run in groupby(chosen, lambda c: _alike(components, *c)):
-        many = batch or max(1, POSITIONS * components.factor**2 // largest(walk))
+    ways = adapters.ways(components, chosen, apply, many)
+    pictures = [(request, wanted, way) for (request, wanted), way in zip(chosen, ways, strict=True)]
+    for _, run in groupby(pictures, lambda picture: _alike(components, *picture)):
         alike = list(run)
-        yield from (([request for request, _ in alike[i : i + many]], alike[i][1]) for i in range(0, len(alike), many))
+        most = many(alike[0][0])
+        for part in (alike[i : i + most] for i in range(0, len(alike), most)):
+            yield Group([request for request, _, _ in part], [wanted for _, wanted, _ in part], part[0][2])
 
 
-def _alike(components: Components, request: Request, weighted: list[Weighted]) -> tuple[Any, ...]:
-    """What requests of one batch have in common, their passes first."""
-    way = request.steps, request.method, request.noise, request.guided, request.init is None, request.upscaler
-    return passes(components, request), *way, adapters.same(weighted)
+def _alike(components: Components, request: Request, wanted: list[Wanted], way: str) -> tuple[Any, ...]:
+    """What requests of one batch have in common: their adapters too, where these are fused."""
+    common = request.steps, request.method, request.noise, request.guided, request.init is None, request.upscaler, way
+    return passes(components, request), *common, adapters.same(wanted) if way == "fused" else None
