@@ -26,7 +26,7 @@ def read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return on_white(ImageOps.exif_transpose(image))
+            return flattened(ImageOps.exif_transpose(image))
     except Exception as error:
         raise _corrupt(path, error) from error
 
@@ -41,14 +41,14 @@ def extent(path: Path) -> tuple[int, int]:
         raise _corrupt(path, error) from error
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB; convert("RGB") alone would bring out the colours hidden under transparent pixels."""
+def flattened(image: Image.Image, colour: str = "white") -> Image.Image:
+    """RGB, on `colour`; convert("RGB") alone would bring out the colours hidden under transparent pixels."""
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits a channel
         grey = np.asarray(image, dtype=np.float64)
         return Image.fromarray(np.uint8(np.clip(grey / 257 + 0.5, 0, 255))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba).convert("RGB")
     return image.convert("RGB")
 
 

@@ -5,17 +5,12 @@ digits, in whatever order, after whatever interruption and by however many proce
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+from itertools import chain
 
 from sdlora.generation import Request
-from sdlora.generation.generate import POSITIONS, size
+from sdlora.generation.generate import alike, full
 from sdlora.models import Components
-
-# What has a value of its own in every picture and yet lets pictures share a batch; sampler, schedule and their options are in `method`.
-FREE = {"prompt", "negative", "seed", "guidance", "clip_skip", "emphasis", "original", "crop", "target", "adapters", "tagged"}
-IN_METHOD = {"sampler", "schedule", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise"}
-NAMES = tuple(f.name for f in fields(Request) if f.name not in FREE | IN_METHOD)
+from sdlora.strength import Strength, strength
 
 
 def batches(components: Components, wanted: Sequence[Request], apply: str, batch: int | None = None) -> list[list[int]]:
@@ -25,16 +20,11 @@ def batches(components: Components, wanted: Sequence[Request], apply: str, batch
     """
     groups: dict[str, list[int]] = {}
     for i, request in enumerate(wanted):
-        groups.setdefault(repr(_alike(request, apply)), []).append(i)
-    result = []
-    for group in groups.values():
-        height, width = size(components, wanted[group[0]])
-        most = batch or max(1, POSITIONS * components.factor**2 // (height * width))
-        result += [group[i : i + most] for i in range(0, len(group), most)]
-    return result
+        groups.setdefault(repr(alike(components, request, _adapters(request), apply)), []).append(i)
+    parts = ((group, batch or full(components, wanted[group[0]])) for group in groups.values())
+    return list(chain.from_iterable(([group[i : i + most] for i in range(0, len(group), most)] for group, most in parts)))
 
 
-def _alike(request: Request, apply: str) -> tuple[Any, ...]:
-    """Equal for requests that can be in one batch."""
-    adapters = (request.adapters, request.tags) if apply == "fused" else ()
-    return request.method, request.guided, adapters, *(getattr(request, name) for name in NAMES)
+def _adapters(request: Request) -> list[tuple[str, Strength]]:
+    """By the names that they are given to `generate` by."""
+    return [*((path, strength(eta)) for path, eta in request.adapters), *((tag.name, tag.strength) for tag in request.tags)]

@@ -13,14 +13,28 @@ from sdlora.drawing import places
 from sdlora.drawing.settings import PICTURE, Drawing, scope
 from sdlora.errors import SdloraError
 from sdlora.generation import record
+from sdlora.generation.demands import NEEDS
 from sdlora.generation.noise import source_name
+from sdlora.generation.sources import described
+from sdlora.generation.upscale import upscaler
 from sdlora.infotext import FORBIDDEN, Infotext
 from sdlora.models import Components
 from sdlora.prompts import extract, library
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 SILENT = {"Version", "User", "Hashes", "Lora hashes", "Model", "VAE"}  # used elsewhere here, or without a part in the picture
-OURS = {"base", "adapters", "version", "device", "original_size", "crop", "target_size", "condition"}  # of the JSON, likewise
+READ = {
+    "base",
+    "adapters",
+    "version",
+    "device",
+    "original_size",
+    "crop",
+    "target_size",
+    "condition",
+    "init",
+    "mask",
+}  # of the JSON, likewise
 
 
 @dataclass(frozen=True)
@@ -46,12 +60,17 @@ def recalled(path: str | Path, folders: Sequence[str | Path] = (), given: Mappin
         found = _own(carried.settings, Path(path).name)
         wanted = carried.settings.get("adapters", [])
     elif carried.text is not None:
-        found, wanted = _foreign(carried.text, Path(path).name), _tagged(carried.text)
+        found, wanted = _foreign(carried.text, Path(path).name, said), _tagged(carried.text)
     else:
         raise SdloraError(f"{path} carries no settings: neither sdlora's nor AUTOMATIC1111's; many programs drop them on saving")
     settings = {**found.settings, **_models(found, said)}
     if "base" in said:
         settings.pop("prediction", None)  # it was the other base's
+    for name in {"init", "mask"} - said.keys():
+        if isinstance(source := (carried.settings or {}).get(name), dict):
+            settings[name] = str(_picture(source, Path(path), name))
+        elif source is not None:
+            settings[name] = source
     search = _Search(found.source, folders)
     if "adapter" not in said:
         settings["adapter"] = tuple(f"{search.file(a)}={a['strength']}" for a in wanted if "tag" not in a)
@@ -86,8 +105,8 @@ def check(found: Recalled, components: Components, given: Mapping[str, Any]) -> 
 def _own(carried: Mapping[str, Any], source: str) -> Recalled:
     """The settings of the JSON by Drawing's names."""
     names = {f.name for f in fields(Drawing)}
-    taken = {key: value for key, value in carried.items() if key in names - OURS and value is not None}
-    unknown = sorted(carried.keys() - names - OURS)
+    taken = {key: value for key, value in carried.items() if key in names - READ and value is not None}
+    unknown = sorted(carried.keys() - names - READ)
     base = carried.get("base", {})
     settings: dict[str, Any] = {**taken, "prompt": (carried["prompt"],), "seed": str(carried["seed"])}
     for name, key in (("original", "original_size"), ("crop", "crop"), ("target", "target_size")):
@@ -116,6 +135,7 @@ def _size(text: str) -> dict[str, Any]:
     return {"width": int(width), "height": int(height)}
 
 
+CONTENTS = {"original": "original", "latent noise": "noise", "latent nothing": "nothing"}
 FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settings
     "Steps": _as("steps", int),
     "Sampler": _as("sampler"),
@@ -132,12 +152,23 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Sigma tmax": _as("s_tmax", float),
     "Sigma noise": _as("s_noise", float),
     "Emphasis": _as("emphasis"),
+    "ENSD": _as("ensd", int),
+    "Variation seed": _as("variation_seed", lambda text: str(int(text))),
+    "Variation seed strength": _as("variation_strength", float),
+    "Denoising strength": _as("denoise", float),  # of the second pass, where there is one: see _foreign
+    "Hires upscale": _as("hires", float),
+    "Hires steps": _as("hires_steps", int),
+    "Hires upscaler": _as("hires_upscaler", lambda text: upscaler(text).name),
+    "Mask blur": _as("mask_blur", float),
+    "Inpaint area": lambda text: {},
+    "Masked area padding": _as("only_masked", int),
+    "Masked content": _as("masked_content", lambda text: CONTENTS[text.lower()]),
     "Model hash": lambda text: {},
     "VAE hash": lambda text: {},
 }
 
 
-def _foreign(text: Infotext, source: str) -> Recalled:
+def _foreign(text: Infotext, source: str, said: Mapping[str, Any]) -> Recalled:
     """The settings of an infotext. Fields that are not known, or not readable, are warnings."""
     names = set(scope(PICTURE))
     own = text.fields.get("Version", "").startswith("sdlora")
@@ -155,6 +186,11 @@ def _foreign(text: Infotext, source: str) -> Recalled:
             warnings.append(f"{source} says {key}: {value[:60]}, which cannot be read; it is left out")
         else:
             settings |= {name: given for name, given in found.items() if name in names}
+    if "hires" in settings and "denoise" in settings:
+        settings["hires_denoise"] = settings.pop("denoise")
+    for name, needed in NEEDS.items():
+        if name in settings and needed not in settings and needed not in said:
+            warnings.append(f"{source} says {name} {settings.pop(name)}, but not {needed}; --{needed.replace('_', '-')} gives it")
     if text.rest:
         warnings.append(f"{source} has further text behind its settings, which is left out: {text.rest.splitlines()[0][:60]}")
     if not text.fields:
@@ -191,6 +227,17 @@ def _models(found: Recalled, said: Mapping[str, Any]) -> dict[str, Any]:
     if found.vae[1] and "vae" not in said and (place := places.seen(found.vae[1])):
         result["vae"] = place
     return result
+
+
+def _picture(source: Mapping[str, Any], drawn: Path, option: str) -> Path:
+    """The file of an init picture or a mask: by its contents where it was used last, or beside the picture that was drawn from it."""
+    digest, name = source.get("sha256", ""), source.get("file")
+    beside = [drawn.parent / name] if name else []
+    for path in [*([place] if (place := places.seen(digest)) else []), *beside]:
+        if path.is_file() and described(path)["sha256"] == digest:
+            return path
+    which = f"{name or 'a picture in memory'} ({digest[:10]})"
+    raise SdloraError(f"{drawn.name} was drawn with the {option} {which}, which is not known here; give it with --{option}")
 
 
 class _Search:

@@ -16,6 +16,7 @@ from sdlora.drawing.settings import Drawing
 from sdlora.drawing.translate import requests
 from sdlora.errors import SdloraError
 from sdlora.generation import Picture, Request, State, record
+from sdlora.generation.sources import ALPHA, described
 from sdlora.models import Components
 from sdlora.prompts import extract, library
 
@@ -126,7 +127,9 @@ def _ways(components: Components, drawing: Drawing, wanted: Sequence[Request]) -
     found = {name: Path(path) for request in wanted for name, path in request.tagged}
     found |= {path: Path(path) for request in wanted for path, _ in request.adapters}
     named = generation.load_named(components, found, files.Library(budget))
-    places.remember({record.hashes(path)["hash"]: str(path) for path in found.values()})
+    pictures = {str(source) for request in wanted for source in (request.init, request.mask) if isinstance(source, str | Path)} - {ALPHA}
+    seen = {described(path)["sha256"]: path for path in sorted(pictures)}
+    places.remember({record.hashes(path)["hash"]: str(path) for path in found.values()} | seen)
     return {"named": named, "offload": hardware.device(drawing.device) if drawing.offload else None, "apply": drawing.apply}
 
 
@@ -156,7 +159,7 @@ def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request
     """Behind the highest number in the folder, one after the other."""
     kind = images.format_of(drawing.image_format)
     start, paths, pictures = perf_counter(), list[Path](), list[Picture]()
-    with bar(sum(request.steps for request in wanted)) as advance:
+    with bar(sum(generation.steps(components, request) for request in wanted)) as advance:
         for picture in draw(components, drawing, wanted, _callback(components, drawing, advance), say):
             settings = record.settings(components, picture.request, picture.apply)
             paths.append(record.save(picture, folder, settings, kind, drawing.quality))
@@ -179,7 +182,7 @@ class _Saving:
         wanted = sum(id(request) in self.paths for request in everything)
         lost: list[SdloraError] = []
         done = 0
-        with bar(sum(request.steps for request in everything)) as advance:
+        with bar(sum(generation.steps(self.components, request) for request in everything)) as advance:
             callback = _callback(self.components, self.drawing, advance)
             ways = _ways(self.components, self.drawing, everything)
             streams = [generation.generate(self.components, batch, batch=len(batch), callback=callback, **ways) for batch in together]
