@@ -308,7 +308,7 @@ def test_a_picture_made_from_others_finds_them_by_their_contents_and_names_them_
     (tmp_path / "init.png").unlink()
     with pytest.raises(SdloraError, match=r"drawn with the init init\.png \(\w{10}\), which is not known here; give it with --init"):
         recall.recalled(first)
-    assert recall.recalled(first, given={"init": "x"}).settings["mask"] == tmp_path / "mask.png"
+    assert recall.recalled(first, given={"init": "x"}).settings["mask"] == str(tmp_path / "mask.png")
 
 
 def test_a_hires_picture_is_drawn_again_and_its_text_says_so(run, tmp_path: Path):

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from itertools import chain
 
 from sdlora.generation import Request
+from sdlora.generation.adapters import Wanted
 from sdlora.generation.generate import alike, full
 from sdlora.models import Components
-from sdlora.strength import Strength, strength
+from sdlora.strength import strength
 
 
 def batches(components: Components, wanted: Sequence[Request], apply: str, batch: int | None = None) -> list[list[int]]:
@@ -25,6 +26,6 @@ def batches(components: Components, wanted: Sequence[Request], apply: str, batch
     return list(chain.from_iterable(([group[i : i + most] for i in range(0, len(group), most)] for group, most in parts)))
 
 
-def _adapters(request: Request) -> list[tuple[str, Strength]]:
+def _adapters(request: Request) -> list[Wanted]:
     """By the names that they are given to `generate` by."""
     return [*((path, strength(eta)) for path, eta in request.adapters), *((tag.name, tag.strength) for tag in request.tags)]
