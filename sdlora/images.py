@@ -82,6 +82,8 @@ def carried(path: str | Path) -> Carried:
         settings = None if note is None else json.loads(note)
     except ValueError as error:
         raise SdloraError(f"the settings in {path} are damaged: {error}") from error
+    if not isinstance(settings, dict | None):
+        raise SdloraError(f"the settings in {path} are damaged: they are a {type(settings).__name__}")
     return Carried(settings, infotext.parsed(comment) if isinstance(comment, str) and comment.strip() else None)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdlora import files, generation, images
 from sdlora.commands import generate as command
@@ -178,7 +179,9 @@ def test_what_is_said_beside_a_picture_wins(run, tmp_path: Path):
 def saved(tmp_path: Path, **changes) -> Path:
     """A picture that says what it is told to say."""
     said = {"prompt": "a cat", "negative": "", "seed": 1, "steps": 2, "base": {"name": "emoji", "hash": "0" * 64}, "adapters": []}
-    images.save(Image.new("RGB", (8, 8)), tmp_path / "said.png", said | changes)
+    chunks = PngInfo()
+    chunks.add_text(images.JSON, json.dumps(said | changes))
+    Image.new("RGB", (8, 8)).save(tmp_path / "said.png", pnginfo=chunks)
     return tmp_path / "said.png"
 
 
@@ -216,6 +219,33 @@ def test_a_base_that_is_nowhere_is_asked_for(tmp_path: Path):
     assert recall.recalled(saved(tmp_path, base={"name": "v1-5", "hash": "ab" * 32}), given={"base": "x"}).settings["steps"] == 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": "many"},
+        {"base": 3},
+        {"adapters": [{}]},
+        {"adapters": 3},
+        {"seed": "x"},
+        {"original_size": 5},
+        {"crop": ["a"]},
+    ],
+)
+def test_damaged_settings_are_one_line(tmp_path: Path, changes: dict):
+    with pytest.raises(SdloraError, match=r"said\.png") as error:
+        recall.recalled(saved(tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_strangers_picture_does_not_say_where_to_write_and_what_to_load(tmp_path: Path):
+    said = {"output": "/etc", "prompts": "/etc/passwd", "vae": "/x", "named": [["a", "/b"]], "compile": True, "adapter": ["x"]}
+    found = recall.recalled(saved(tmp_path, **said))
+    assert (
+        not found.settings.keys() & (said.keys() - {"named", "adapter"}) and not found.settings["named"] and not found.settings["adapter"]
+    )
+    assert len(found.warnings) == 5
+
+
 def test_places_are_remembered_by_hash_and_forgotten_when_they_are_gone(tmp_path: Path):
     (tmp_path / "a.safetensors").touch()
     places.remember({"abcdef": tmp_path / "a.safetensors"})
@@ -234,8 +264,6 @@ Lora hashes: "style: 111111111111", Version: v1.10.1"""
 
 def test_a_picture_of_a1111s_is_read_and_each_unknown_field_is_a_warning(tmp_path: Path, adapter_files: Path):
     image = Image.new("RGB", (8, 8))
-    from PIL.PngImagePlugin import PngInfo
-
     chunks = PngInfo()
     chunks.add_text("parameters", A1111)
     image.save(tmp_path / "a.png", pnginfo=chunks)

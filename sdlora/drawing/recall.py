@@ -4,13 +4,13 @@ What a picture asks for and this machine has not is an error; what sdlora does n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdlora import images, models
-from sdlora.drawing import places
-from sdlora.drawing.settings import PICTURE, Drawing, scope
+from sdlora.drawing import places, reading
+from sdlora.drawing.settings import PICTURE, scope
 from sdlora.errors import SdloraError
 from sdlora.generation import record
 from sdlora.generation.demands import NEEDS
@@ -20,21 +20,12 @@ from sdlora.generation.upscale import upscaler
 from sdlora.infotext import FORBIDDEN, Infotext
 from sdlora.models import Components
 from sdlora.prompts import extract, library
+from sdlora.strength import strength as strength_of
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 SILENT = {"Version", "User", "Hashes", "Lora hashes", "Model", "VAE"}  # used elsewhere here, or without a part in the picture
-READ = {
-    "base",
-    "adapters",
-    "version",
-    "device",
-    "original_size",
-    "crop",
-    "target_size",
-    "condition",
-    "init",
-    "mask",
-}  # of the JSON, likewise
+LATER = {"original_size", "crop", "target_size", "precision", "apply", "init", "mask"}  # of the JSON: taken in a way of their own
+READ = LATER | {"prompt", "seed", "base", "adapters", "version", "device"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +48,10 @@ def recalled(path: str | Path, folders: Sequence[str | Path] = (), given: Mappin
     """
     carried, said = images.carried(path), given or {}
     if carried.settings is not None and "prompt" in carried.settings:
-        found = _own(carried.settings, Path(path).name)
-        wanted = carried.settings.get("adapters", [])
+        try:
+            found, wanted = _own(carried.settings, Path(path).name), [_adapter(a) for a in carried.settings.get("adapters", [])]
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise SdloraError(f"the settings in {path} are damaged ({error}); it cannot be drawn again") from error
     elif carried.text is not None:
         found, wanted = _foreign(carried.text, Path(path).name, said), _tagged(carried.text)
     else:
@@ -104,21 +97,31 @@ def check(found: Recalled, components: Components, given: Mapping[str, Any]) -> 
 
 def _own(carried: Mapping[str, Any], source: str) -> Recalled:
     """The settings of the JSON by Drawing's names."""
-    names = {f.name for f in fields(Drawing)}
-    taken = {key: value for key, value in carried.items() if key in names - READ and value is not None}
+    names = set(scope(PICTURE))  # what a picture says of files and folders of this machine is not listened to
+    taken = {key: value for key, value in carried.items() if key in names - READ}
     unknown = sorted(carried.keys() - names - READ)
     base = carried.get("base", {})
-    settings: dict[str, Any] = {**taken, "prompt": (carried["prompt"],), "seed": str(carried["seed"])}
+    sides = [carried.get("height"), carried.get("width")]
     for name, key in (("original", "original_size"), ("crop", "crop"), ("target", "target_size")):
-        if key in carried:
-            settings[name] = "x".join(map(str, carried[key]))
-    if "precision" in carried:
-        settings["precision"] = PRECISIONS.get(carried["precision"], carried["precision"])
-    settings |= {key: base[key] for key in ("prediction", "tiling") if key in base}
+        if key in carried and (name == "crop" or list(carried[key]) != sides):  # else it follows the picture's own size
+            taken[name] = "x".join(str(int(number)) for number in carried[key])
+    taken |= {"apply": carried["apply"]} if "apply" in carried else {}
+    taken |= {"precision": PRECISIONS.get(carried["precision"], carried["precision"])} if "precision" in carried else {}
+    taken |= {key: base[key] for key in ("prediction", "tiling") if key in base}
+    said = {**taken, "prompt": [str(carried["prompt"])], "seed": str(int(carried["seed"]))}
+    settings = reading.checked(said, f"in {source}", Path.cwd())
     warnings = tuple(f"{source} has the setting {key}, which this version of sdlora does not know; it is left out" for key in unknown)
     vae = base.get("vae", {})
     model = base.get("name", ""), base.get("model") or base.get("hash", "")
     return Recalled(settings, warnings, source, model, (vae.get("name", ""), vae.get("hash", "")), carried.get("device", ""))
+
+
+def _adapter(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the JSON says of an adapter: its file's name, its strength, its hash, and the tag that it stands in the prompt by."""
+    strength = str(strength_of(said["strength"]))
+    return {"file": str(said["file"]), "strength": strength, "hash": str(said.get("hash", ""))} | (
+        {"tag": said["tag"]} if "tag" in said else {}
+    )
 
 
 # --- AUTOMATIC1111's

@@ -44,7 +44,8 @@ def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Pat
     if source is None:
         return reading.merged(said), None
     found = recall.recalled(source, said.get("adapters", ()), said)
-    return reading.merged(found.settings, said), found
+    own = {name: value for name, value in found.settings.items() if name != "prompt" or "prompts" not in said}
+    return reading.merged(own, said), found
 
 
 def carry_out(drawing: Drawing, say: Say = lambda text: None, bar: Bar = quiet) -> list[Path]:
