@@ -7,6 +7,7 @@ relative path in an override starts at the current folder, where it was typed. `
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,10 @@ def _explained(error: Any, origin: Mapping[str, str]) -> str:
     if not name:
         return message
     value = error["input"]
+    if error["type"] == "literal_error" and isinstance(value, str):
+        return f"{name} is {value!r} {origin.get(name, '')}".rstrip() + nearest(value, re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{name} is {value!r} {origin.get(name, '')}".rstrip() + f"; it is a table, so write {name}.NAME=VALUE"
     kind = "" if isinstance(value, (int, float)) else f", a {type(value).__name__}"
     return f"{name} is {value!r}{kind} {origin.get(name, '')}".rstrip() + "; " + message.replace("Input should be", "it should be")
 
@@ -179,8 +184,13 @@ def dumps(settings: BaseModel) -> str:
     lines = [f"{key} = {_toml(value)}" for key, value in data.items() if not isinstance(value, dict)]
     for key, table in data.items():
         if isinstance(table, dict):
-            lines += ["", f"[{key}]", *(f"{name} = {_toml(value)}" for name, value in table.items())]
+            lines += ["", f"[{key}]", *(f"{_key(name)} = {_toml(value)}" for name, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    """A name with dots, such as a layer's, is quoted: without, they would be tables."""
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 
 def _toml(value: Any) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from sdlora import apply, benchmark, cli, config, files
 from sdlora.adapter import Adapter
-from sdlora.benchmark import BenchmarkConfig, adapters, gate, handling, html, measure, memory, plan, plot, report, result
+from sdlora.benchmark import BenchmarkConfig, adapters, gate, handling, html, measure, memory, plan, plot, report, result, work
 from sdlora.benchmark.conditions import CONDITIONS, Subject, active
 from sdlora.benchmark.environment import record
 from sdlora.benchmark.run import chosen
@@ -432,3 +432,164 @@ def test_peft_is_asked_for_where_it_is_not_installed(monkeypatch):
 def test_the_command_refuses_an_unknown_setting_in_one_line(capsys):
     assert cli.main(["benchmark", "blokcs=3"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown setting blokcs")
+
+
+# Bases made on the spot, goals, and the arithmetic
+
+
+@pytest.mark.slow
+def test_a_random_base_draws_what_stock_diffusers_draws_from_the_same_tensors(bases):
+    from sdlora.benchmark import bases as made
+    from sdlora.benchmark import stock
+    from sdlora.checkpoints import configs
+
+    packaged = configs.packaged("sdxl")
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        narrow = json.loads((bases("sdxl") / part / "config.json").read_text())
+        packaged[part] |= {key: value for key, value in narrow.items() if key in packaged[part] and key != "vocab_size"}
+    first = made.made("sdxl", torch.device("cpu"), torch.float32, packaged=packaged)
+    request = Request("a cat", seed=1, steps=2, guidance=4.0)
+    ours, theirs = next(generate(first, [request])).image, stock.Stock(first, fuses=False).draw([request])[0]
+    assert gate.difference(ours, theirs) <= 2 and ours.convert("L").getextrema()[0] < ours.convert("L").getextrema()[1]
+    tensors = {id(p) for p in first.unet.parameters()}
+    assert tensors == {id(p) for p in stock.doubled(first.unet, weights=False).parameters()}
+    assert not tensors & {id(p) for p in stock.doubled(first.unet, weights=True).parameters()}
+
+
+def test_random_weights_are_a_function_of_the_generator_and_keep_the_scale_of_their_input():
+    from sdlora.benchmark import bases
+
+    def drawn(seed, name="weight", shape=(64, 32, 3, 3)):
+        return bases.drawn(torch.empty(shape), name, torch.Generator().manual_seed(seed), torch.device("cpu"), torch.float32)
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    assert drawn(1).var().item() * 32 * 9 == pytest.approx(1, abs=0.05)
+    assert drawn(1, "norm.weight", (8,)).unique().tolist() == [1] and drawn(1, "norm.bias", (8,)).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [("base=random:sd9", "unknown family 'sd9'"), ("vae=x.safetensors", "a random VAE of its own")]
+)
+def test_a_random_base_that_cannot_be_is_refused(change, words, tmp_path):
+    wanted = config.load(BenchmarkConfig, None, ["base=random:sd1", f"output={tmp_path}", change])
+    with pytest.raises(SdloraError, match=words):
+        benchmark.run(wanted)
+
+
+def test_the_reference_refuses_what_it_cannot_draw_before_anything_is_loaded(tmp_path):
+    changes = ["base=/nowhere", "request={sampler = 'Euler a'}", "conditions=['diffusers']", f"output={tmp_path}"]
+    with pytest.raises(SdloraError, match="sampler Euler alone, and not with sampler = 'Euler a'"):
+        benchmark.run(config.load(BenchmarkConfig, None, changes))
+
+
+def test_a_margin_of_its_own_and_a_goal_change_verdict_and_outcome(settings):
+    base = [1.0 + 0.01 * i for i in range(12)]
+    slower = [t * (1.03 + 0.001 * (i % 3)) for i, t in enumerate(base)]
+    named = {"margins": {"fused": 0.01}, "limits": {"stacked": 1.02, "fused": 1.1, "stacked / PEFT": 0.5}}
+    made = invented(settings, {"base": base, "stacked": slower, "fused": slower})
+    analysis = result.analyse(replace(made, config=made.config.model_copy(update=named)))
+    assert analysis is not None
+    assert analysis.row("stacked").comparison.verdict == "equivalent" and analysis.row("fused").comparison.verdict == "slower"
+    assert {goal.name: goal.outcome for goal in analysis.goals} == {"stacked": "missed", "fused": "met"}
+    assert report.outcome(analysis.goals[0]) == "missed by 1.1 %"
+
+
+@pytest.mark.parametrize("change", ["limits={'stacked / PFET' = 1.0}", "margins={'set_adapters (PEFT)' = 0.1}", "margins={x = 0.1}"])
+def test_a_goal_or_margin_for_what_is_not_measured_is_refused(change):
+    with pytest.raises(SdloraError, match="which is not measured"):
+        config.load(BenchmarkConfig, None, [change])
+
+
+def test_margins_and_goals_of_today_are_not_said_of_a_run_that_did_not_declare_them(settings, tmp_path):
+    made = invented(settings, {"base": [1.0, 1.1], "stacked": [1.2, 1.3]})
+    result.write(made, tmp_path / "b.json")
+    old = json.loads((tmp_path / "b.json").read_text())
+    del old["config"]["margins"], old["config"]["limits"], old["work"]
+    (tmp_path / "b.json").write_text(json.dumps(old))
+    read = result.read(tmp_path / "b.json")
+    assert read.config.margins == {} and read.config.limits == {} and read.work == ()
+
+
+def test_a_ratio_that_drifts_is_pointed_out(settings):
+    base = [1.0] * 20
+    rising = [1.0 + 0.01 * i + 0.001 * (i % 3) for i in range(20)]
+    steady = [1.0 + 0.001 * (i % 3) for i in range(20)]
+    assert "drifted: stacked by +17" in report.markdown(invented(settings, {"base": base, "stacked": rising, "fused": steady}))
+    assert "drifted" not in report.markdown(invented(settings, {"base": base, "stacked": steady}))
+
+
+def test_operations_are_compared_round_by_round(settings):
+    from sdlora.benchmark.names import LATE, READY, THEIRS
+
+    theirs = (0.1, 0.2, 0.11, 0.12, 0.1, 0.13, 0.12)
+    handled = [handling.Handling(name, tuple(t / k for t in theirs)) for name, k in ((READY, 20.0), (LATE, 10.0), (THEIRS, 1.0))]
+    made = invented(settings, {"base": [1.0, 1.1], "stacked": [1.2, 1.3]})
+    made = replace(made, handling=tuple(handled), config=made.config.model_copy(update={"limits": {f"{READY} / {THEIRS}": 0.1}}))
+    analysis = result.analyse(made)
+    assert {(p.condition, p.against): p.comparison.ratio for p in analysis.handling} == pytest.approx(
+        {(READY, THEIRS): 0.05, (LATE, READY): 2.0}
+    )
+    assert [goal.outcome for goal in analysis.goals] == ["met"] and "| 20 |" in report.markdown(made)
+
+
+def test_the_arithmetic_of_a_stacked_step_is_the_bases_and_that_of_its_bottlenecks(components, adapter):
+    subject = Subject(components, {"a cat": adapters.companions(adapter, components, 8)}, 1.0, None, None)
+    names = ("base", "fused", "stacked", "stacked 8")
+    found = {one.condition: one for one in work.measure(subject, names, "a cat", [Request("a cat", seed=1, guidance=1.0)])}
+    assert found["base"].flops == found["fused"].flops
+    one, eight = (found[name].flops - found["base"].flops for name in ("stacked", "stacked 8"))
+    assert 0 < one < 0.2 * found["base"].flops and one <= eight <= 8 * one
+    assert found["stacked"].bytes > found["base"].bytes
+
+
+def test_each_picture_of_a_batch_has_its_own_adapter(components, adapter):
+    several = adapters.companions(adapter, components, 8)
+    subject = Subject(components, {"a cat": several}, 1.0, None, None)
+    wanted = [Request("a cat", seed=seed, steps=1) for seed in (1, 2)]
+    with active(subject, "own 8", "a cat") as found:
+        pictures = found.draw(wanted)
+    for one, request, picture in zip(several, wanted, pictures, strict=False):
+        alone = next(generate(components, [request], [(one, 1.0)])).image
+        assert gate.difference(alone, picture) <= 1
+    checks = gate.conditions(subject, ("base", "own 8"), "a cat", wanted, (2, 8))
+    assert any(check.law.startswith("own 8 draws what it should") for check in checks)
+
+
+def test_the_published_setting_without_files_differs_in_the_base_and_the_adapters_alone():
+    told, made = (config.load(BenchmarkConfig, ROOT / "configs" / f"benchmark-table2{name}.toml") for name in ("", "-random"))
+    differ = {name for name in BenchmarkConfig.model_fields if getattr(told, name) != getattr(made, name)}
+    assert differ == {"base", "vae", "adapters", "output"} and made.base == "random:sdxl"
+
+
+def test_check_compares_ours_with_the_reference_and_nothing_else(settings, tmp_path, capsys):
+    base = [1.0, 1.1, 0.9, 1.0, 1.02, 0.98, 1.01, 0.99]
+
+    def file(name, stacked, peft):
+        times = {
+            "base": base,
+            "stacked": [t * stacked for t in base],
+            "PEFT": [t * peft * (1 + 0.01 * (i % 2)) for i, t in enumerate(base)],
+        }
+        result.write(invented(settings, times), tmp_path / name)
+        return str(tmp_path / name)
+
+    old, worse, theirs_worse = file("old", 1.05, 1.2), file("worse", 1.3, 1.2), file("theirs", 1.05, 1.5)
+    assert cli.main(["benchmark", "check", old, old]) == 0
+    assert cli.main(["benchmark", "check", theirs_worse, old]) == 0  # the reference became slower: no fault of ours
+    assert cli.main(["benchmark", "check", worse, old]) == 1
+    capsys.readouterr()
+    assert cli.main(["benchmark", "check", old]) == 2
+    assert "takes 2 files" in capsys.readouterr().err
+    without = tmp_path / "without"
+    result.write(invented(settings, {"base": base, "stacked": base}), without)
+    assert cli.main(["benchmark", "check", str(without), old]) == 2
+    assert "no ratio of ours to the reference in common" in capsys.readouterr().err
+
+
+def test_the_recorded_results_can_be_read_and_held_against_themselves():
+    from sdlora.benchmark import compared
+
+    files = sorted((ROOT / "docs" / "benchmarks").glob("*/benchmark.json"))
+    assert files
+    for file in files:
+        assert not any(one.worse or one.better for one in compared.compare(file, file))

@@ -36,6 +36,34 @@ def test_the_interval_agrees_with_students_t_where_that_is_exact():
     assert statistics.mean_interval(d, 0.95, 20_000, np.random.default_rng(2)) == pytest.approx(expected, abs=6e-4)
 
 
+def test_the_interval_of_the_median_is_scipys_percentile_bootstrap():
+    d = np.random.default_rng(11).gamma(2.0, 0.01, 15)
+    expected = stats.bootstrap((d,), np.median, method="percentile", n_resamples=20_000, random_state=np.random.default_rng(1))
+    found = statistics.median_interval(d, 0.95, 20_000, np.random.default_rng(2))
+    assert found == pytest.approx(tuple(expected.confidence_interval), abs=1e-3)
+
+
+def test_the_studentised_interval_covers_skewed_noise_more_often_than_scipys_bca():
+    rng, hits, theirs, trials = np.random.default_rng(12), 0, 0, 300
+    for _ in range(trials):
+        d = 0.02 * (rng.gamma(1.0, 1.0, 10) - 1)
+        low, high = statistics.mean_interval(d, 0.95, 500, rng)
+        bca = stats.bootstrap((d,), np.mean, method="BCa", n_resamples=500, random_state=rng).confidence_interval
+        hits, theirs = hits + (low <= 0 <= high), theirs + (bca.low <= 0 <= bca.high)
+    assert theirs / trials < 0.92 <= hits / trials
+
+
+def test_a_drift_is_a_straight_lines_slope_and_its_p_value():
+    rng = np.random.default_rng(13)
+    base = np.exp(rng.normal(0, 0.1, 30))
+    noise = rng.normal(0, 0.01, 30)
+    slope, p = statistics.drift(base * np.exp(0.1 * np.linspace(0, 1, 30) + noise), base)
+    assert slope == pytest.approx(0.1, abs=0.02) and p < 1e-6
+    claims = [statistics.drift(np.exp(rng.normal(0, 0.01, 12)), np.ones(12))[1] < 0.05 for _ in range(400)]
+    assert np.mean(claims) == pytest.approx(0.05, abs=0.03)
+    assert statistics.drift([1.0, 2.0], [1.0, 1.0]) == (0.0, 1.0)
+
+
 def test_the_equivalence_test_is_two_one_sided_t_tests():
     d = np.random.default_rng(3).normal(0.004, 0.01, 15)
     above = stats.ttest_1samp(d, -0.02, alternative="greater").pvalue

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from PIL import Image
@@ -10,11 +10,11 @@ from torch import nn
 
 from sdlora.adapter import Adapter
 from sdlora.apply import applied
+from sdlora.benchmark.names import BASE, CONDITION_NAMES, CONTROL
 from sdlora.benchmark.stock import Stock
 from sdlora.generation import Request, generate
 from sdlora.models import Components
 
-BASE, CONTROL = "base", "base again"
 Draw = Callable[[Sequence[Request]], list[Image.Image]]
 
 
@@ -27,6 +27,7 @@ class Condition:
     count: int = 1
     idle: bool = False  # on the model with η = 0
     stock: bool = False  # stock diffusers in place of our generation; its adapters are PEFT's
+    own: bool = False  # picture i of a batch has adapter i of `count`, alone and at full strength
 
 
 CONDITIONS = {
@@ -38,18 +39,21 @@ CONDITIONS = {
     "stacked 2": Condition("stacked", "two adapters on the fly", count=2),
     "stacked 4": Condition("stacked", "four adapters on the fly", count=4),
     "stacked 8": Condition("stacked", "eight adapters on the fly", count=8),
+    "own 8": Condition("stacked", "each picture of a batch with its own adapter, of eight", count=8, own=True),
     "diffusers": Condition(None, "reference: stock diffusers without adapter, same networks, sampler and noise", stock=True),
     "PEFT": Condition("stacked", "reference: the adapter in stock diffusers by load_lora_weights and set_adapters", stock=True),
     "PEFT 4": Condition("stacked", "reference: four adapters in stock diffusers", count=4, stock=True),
     "PEFT 8": Condition("stacked", "reference: eight adapters in stock diffusers", count=8, stock=True),
     "PEFT fused": Condition("fused", "reference: the adapter in stock diffusers after fuse_lora", stock=True),
 }
-DEFAULT = tuple(name for name in CONDITIONS if name != "PEFT 4")  # an even number: each follows each other one equally often
+assert tuple(CONDITIONS) == CONDITION_NAMES
+DEFAULT = tuple(name for name in CONDITIONS if name not in ("PEFT 4", "own 8"))  # an even number: each follows each other equally often
 AGAINST = {  # pairs that are of interest beside those with the base
     "base": "diffusers",
     "stacked": "PEFT",
     "stacked 4": "PEFT 4",
     "stacked 8": "PEFT 8",
+    "own 8": "stacked",
     "fused": "PEFT fused",
     "PEFT": "diffusers",
     "PEFT 4": "diffusers",
@@ -70,7 +74,7 @@ class Subject:
 
     def weighted(self, name: str, prompt: str) -> list[tuple[Adapter, float]]:
         condition = CONDITIONS[name]
-        eta = 0.0 if condition.idle else self.strength / condition.count
+        eta = 0.0 if condition.idle else self.strength / (1 if condition.own else condition.count)
         return [(adapter, eta) for adapter in self.adapters[prompt][: condition.count]] if condition.how else []
 
 
@@ -99,23 +103,34 @@ def active(subject: Subject, name: str, prompt: str) -> Iterator[Active]:
         with subject.stock.carrying(weighted, condition.how) as pipeline:
             yield Active(
                 lambda wanted: _in_batches(subject.stock.draw, wanted, subject.batch),  # type: ignore[union-attr]
-                (pipeline.text_encoder,),
+                subject.stock.text_encoders,
                 pipeline.unet,
                 pipeline.vae.decoder,
             )
         return
     components = subject.components
     texts = tuple(module for part, module in components.modules.items() if part != "unet")
+    own = weighted if condition.own else []
+    named = {f"own{i}": adapter for i, (adapter, _) in enumerate(own)}
 
     def draw(wanted: Sequence[Request]) -> list[Image.Image]:
-        return [picture.image for picture in generate(components, wanted, batch=subject.batch or len(wanted))]
+        asked = [tagged(request, i, own) for i, request in enumerate(wanted)]
+        return [picture.image for picture in generate(components, asked, batch=subject.batch or len(wanted), named=named)]
 
     found = Active(draw, texts, components.unet, components.vae.decoder)
-    if condition.how is None:
+    if condition.how is None or condition.own:
         yield found
     else:
         with applied(components.modules, weighted, condition.how):
             yield found
+
+
+def tagged(request: Request, number: int, own: Sequence[tuple[Adapter, float]]) -> Request:
+    """`request` for picture `number` of a batch, with that one's adapter in its prompt, if each has its own."""
+    if not own:
+        return request
+    i = number % len(own)
+    return replace(request, prompt=f"{request.prompt} <lora:own{i}:{own[i][1]:g}>")
 
 
 def _in_batches(draw: Draw, wanted: Sequence[Request], batch: int | None) -> list[Image.Image]:

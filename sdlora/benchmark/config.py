@@ -5,13 +5,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sdlora.benchmark.names import CONDITION_NAMES, LATE, OPERATIONS, OVER, READY, THEIRS
 from sdlora.config import NAME_OR_FOLDER, NameOrFolder, Settings
+from sdlora.errors import nearest
 
 PROMPTS = ("a cat face, flat emoji", "a rocket, 3d emoji", "a red apple, noto emoji", "a penguin, line drawing")
+LIMITS = {
+    "stacked": 1.10,
+    "stacked 8": 1.25,
+    "base / diffusers": 0.77,  # 1.3 times as many images per second
+    f"{READY} / {THEIRS}": 0.1,
+    f"{LATE} / {READY}": 1.1,
+}
 
 
 class BenchmarkConfig(Settings):
-    base: NameOrFolder = "emoji"  # a name, or a folder in diffusers' layout
+    base: NameOrFolder = "emoji"  # a name, or a folder in diffusers' layout, or random:sd1: untrained, but of true size
     vae: Path | None = None  # a VAE in place of the base's own
     adapter: NameOrFolder = (
         "random:rank=16"  # a file, or random:rank=16,seed=0,targets=attention: untrained, but with the cost of a trained one
@@ -33,8 +42,11 @@ class BenchmarkConfig(Settings):
     blocks: Annotated[int, Field(ge=2)] = 24  # each draws one prompt and seed under every condition
     runs: tuple[Annotated[int, Field(ge=1)], ...] = ()  # blocks of each prompt, one after the other; in place of `blocks`
     warmup: Annotated[int, Field(ge=1)] = 2  # steps of the discarded drawing after each switch of condition
+    rounds: Annotated[int, Field(ge=1)] = 3  # of the drawings that tell peak memory and the time of a first picture
     repeats: Annotated[int, Field(ge=2)] = 20  # of loading, activating, changing the strength and removing
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05  # declared beforehand: ratios in 1 / 1.05 … 1.05 count as equivalent
+    margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"base again": 0.01, "fused": 0.01}  # of single conditions against the base
+    limits: dict[str, Annotated[float, Field(gt=0)]] = LIMITS  # aimed at: "a / b" at most this; "a" alone is against the base
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of the bootstrap
     bound: Annotated[int, Field(ge=0, le=255)] = 2  # grey levels of 255 that stacked and fused may differ in any pixel
@@ -54,6 +66,15 @@ class BenchmarkConfig(Settings):
                 raise ValueError(f"{name} has {len(given)} entries for {len(self.prompts)} prompts; give one for each")
         if self.runs and sum(self.runs) < 2:
             raise ValueError("runs makes fewer than two blocks, and an interval needs two")
+        return self
+
+    @model_validator(mode="after")
+    def _compared_exists(self) -> "BenchmarkConfig":
+        known = (*CONDITION_NAMES, *OPERATIONS)
+        named = [("margins", name) for name in self.margins] + [("limits", part) for name in self.limits for part in name.split(OVER)]
+        for setting, name in named:
+            if name not in known or (setting == "margins" and name in OPERATIONS):
+                raise ValueError(f"{setting} names {name!r}, which is not measured{nearest(name, known)}")
         return self
 
     @property

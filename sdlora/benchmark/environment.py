@@ -40,6 +40,7 @@ def record(device: torch.device) -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
         found["cudnn_benchmark"] = torch.backends.cudnn.benchmark
         found["tf32"] = torch.backends.cuda.matmul.allow_tf32
+        found["attention_kernels"] = kernels()
         found["gpu_state"] = gpu_state()
     return found
 
@@ -64,6 +65,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def attention(unet: Any) -> str:
+    """What computes the attention of a U-Net: its processors' classes."""
+    return ", ".join(sorted({type(one).__name__ for one in unet.attn_processors.values()}))
+
+
 def load() -> float | None:
     """Processes that were running or waiting over the last minute; None where the system does not tell."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
@@ -82,6 +88,13 @@ def clock(device: torch.device) -> float | None:
         return None
     found = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
     return round(sum(found) / len(found), 1) if found else None
+
+
+def kernels() -> str:
+    """Which implementations of attention PyTorch may choose from on CUDA."""
+    here = torch.backends.cuda
+    on = {"flash": here.flash_sdp_enabled(), "memory efficient": here.mem_efficient_sdp_enabled(), "math": here.math_sdp_enabled()}
+    return ", ".join(name for name, enabled in on.items() if enabled)
 
 
 def gpu_state() -> str | None:

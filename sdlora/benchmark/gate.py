@@ -12,7 +12,8 @@ from torch import nn
 
 from sdlora.adapter import Adapter
 from sdlora.apply import applied
-from sdlora.benchmark.conditions import BASE, CONDITIONS, Subject, active
+from sdlora.benchmark.conditions import CONDITIONS, Subject, active
+from sdlora.benchmark.names import BASE
 from sdlora.errors import SdloraError
 from sdlora.generation import Request
 from sdlora.models import Components
@@ -51,14 +52,14 @@ def check(components: Components, weighted: Weighted, draw: Callable[[], Image.I
 def conditions(
     subject: Subject, names: Sequence[str], prompt: str, wanted: Sequence[Request], bounds: tuple[int, int]
 ) -> tuple[Check, ...]:
-    """Every condition that is going to be measured: the same noise, and the picture that it ought to give.
+    """Every condition that is going to be measured: the same noise, and the picture, the last of `wanted`, that it ought to give.
 
     `bounds` in grey levels: for several adapters stacked against the same fused, and for the reference against ours.
     """
     images, noises = {}, {}
     for name in dict.fromkeys((BASE, *names)):
         with active(subject, name, prompt) as found:
-            noises[name], images[name] = first_input(found.unet, lambda draw=found.draw: draw(wanted)[0])  # type: ignore[misc]
+            noises[name], images[name] = first_input(found.unet, lambda draw=found.draw: draw(wanted)[-1])  # type: ignore[misc]
     apart = {name: float((noise - noises[BASE]).abs().max()) for name, noise in noises.items()}
     worst = max(apart, key=lambda name: apart[name])
     checks = [Check(f"all {len(apart)} conditions start from the same noise", f"at most {apart[worst]:.1e} apart", apart[worst] <= NOISE)]
@@ -80,17 +81,19 @@ def twin_of(subject: Subject, name: str, prompt: str, wanted: Sequence[Request],
         return base if condition.stock else None
     if condition.idle or (condition.count == 1 and not condition.stock):
         return None
+    if condition.own:
+        weighted = [weighted[(len(wanted) - 1) % len(weighted)]]
     with applied(subject.components.modules, weighted, "fused"), active(subject, BASE, prompt) as found:
-        return found.draw(wanted)[0]
+        return found.draw(wanted)[-1]
 
 
 def first_input(unet: nn.Module, draw: Callable[[], Image.Image]) -> tuple[torch.Tensor, Image.Image]:
-    """What the U-Net is given first, and the picture."""
+    """What the U-Net is given first, of the first picture, and the picture that `draw` returns."""
     seen: list[torch.Tensor] = []
 
     def look(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if not seen:
-            seen.append(inputs[0].detach().float().cpu().clone())
+            seen.append(inputs[0][:1].detach().float().cpu().clone())
 
     with unet.register_forward_pre_hook(look):
         image = draw()

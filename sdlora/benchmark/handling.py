@@ -2,7 +2,8 @@
 
 import statistics
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,11 @@ from sdlora import files
 from sdlora.apply import fused, stacked
 from sdlora.benchmark.clock import Stopwatch
 from sdlora.benchmark.conditions import Subject
+from sdlora.benchmark.names import CHANGE, LATE, OTHERS, READY, THEIR_CHANGE, THEIRS, THEIRS_LATE
 from sdlora.matching import matched
 
-OTHERS = 24  # adapters that are loaded already when the 25th comes
-READY, LATE = "read, map and put on, stacked", f"the same with {OTHERS} others on the model"
-THEIRS, THEIRS_LATE = "load_lora_weights and set_adapters (PEFT)", f"the same with {OTHERS} others loaded (PEFT)"
+NAMES = [f"other{i}" for i in range(OTHERS)]
+COMPARED = ((READY, THEIRS), (CHANGE, THEIR_CHANGE), (LATE, READY), (THEIRS_LATE, THEIRS), (LATE, THEIRS_LATE))
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Handling:
 
 
 def measure(subject: Subject, prompt: str, repeats: int) -> tuple[Handling, ...]:
-    """Every operation `repeats` times, ours and, where the reference is at hand, PEFT's, in turns."""
+    """Every operation `repeats` times, ours and, where the reference is at hand, PEFT's, in turns; first alone, then as the 25th."""
     with tempfile.TemporaryDirectory(prefix="sdlora-benchmark-") as folder:
         path = Path(folder) / "adapter.safetensors"
         files.save(subject.adapters[prompt][0], path)
         rounds = [{**ours(subject, path, prompt), **theirs(subject, prompt)} for _ in range(repeats + 1)][1:]  # the first one warms up
-        many = {**crowded(subject, path, prompt, repeats), **crowded_peft(subject, prompt, repeats)}
-    alone = [Handling(name, tuple(r[name] for r in rounds)) for name in rounds[0]]
-    return (*alone, *(Handling(name, seconds) for name, seconds in many.items()))
+        with crowd(subject, prompt):
+            late = [{**ours_late(subject, path), **theirs_late(subject, prompt)} for _ in range(repeats + 1)][1:]
+    return tuple(Handling(name, tuple(r[name] for r in several)) for several in (rounds, late) for name in several[0])
 
 
 def ours(subject: Subject, path: Path, prompt: str) -> dict[str, float]:
@@ -47,7 +48,7 @@ def ours(subject: Subject, path: Path, prompt: str) -> dict[str, float]:
     time("map it onto the model", lambda: matched(modules, subject.adapters[prompt][0]))
     adapter = time("read and map", lambda: files.load(path, modules))
     with time.around(stacked(modules, [(adapter, eta)]), "stacked") as stack:
-        time("change the strength, stacked", lambda: stack.set_strengths([eta / 2]))
+        time(CHANGE, lambda: stack.set_strengths([eta / 2]))
     eight = [(one, eta / 8) for one in subject.adapters[prompt]]
     if len(eight) > 1:
         with stacked(modules, eight) as stack:
@@ -72,42 +73,43 @@ def theirs(subject: Subject, prompt: str) -> dict[str, float]:
 
     try:
         time(THEIRS, load)
-        time("set_adapters (PEFT)", lambda: stock.pipeline.set_adapters(["one"], [subject.strength / 2]))
+        time(THEIR_CHANGE, lambda: stock.pipeline.set_adapters(["one"], [subject.strength / 2]))
     finally:
         time("unload_lora_weights (PEFT)", stock.pipeline.unload_lora_weights)
     return time.seconds
 
 
-def crowded(subject: Subject, path: Path, prompt: str, repeats: int) -> dict[str, tuple[float, ...]]:
+@contextmanager
+def crowd(subject: Subject, prompt: str) -> Iterator[None]:
+    """Inside, 24 adapters are on the model, and as many in the reference."""
+    adapters, stock = subject.adapters[prompt], subject.stock
+    others = [adapters[i % len(adapters)] for i in range(OTHERS)]
+    with ExitStack() as block:
+        block.enter_context(stacked(subject.components.modules, [(other, subject.strength) for other in others]))
+        if stock is not None and stock.peft:
+            block.callback(stock.pipeline.unload_lora_weights)
+            for name, other in zip(NAMES, others, strict=True):
+                stock.load(other, name)
+        yield
+
+
+def ours_late(subject: Subject, path: Path) -> dict[str, float]:
     """The 25th adapter."""
-    modules, time, eta, seconds = subject.components.modules, Stopwatch(subject.components.device), subject.strength, []
-    others = [(subject.adapters[prompt][i % len(subject.adapters[prompt])], eta) for i in range(OTHERS)]
-    with stacked(modules, others):
-        for _ in range(repeats):
-            with ExitStack() as block:
-                time(LATE, lambda block=block: block.enter_context(stacked(modules, [(files.load(path, modules), eta)])))  # type: ignore[misc]
-            seconds.append(time.seconds[LATE])
-    return {LATE: tuple(seconds)}
+    modules, time = subject.components.modules, Stopwatch(subject.components.device)
+    with ExitStack() as block:
+        time(LATE, lambda: block.enter_context(stacked(modules, [(files.load(path, modules), subject.strength)])))
+    return time.seconds
 
 
-def crowded_peft(subject: Subject, prompt: str, repeats: int) -> dict[str, tuple[float, ...]]:
+def theirs_late(subject: Subject, prompt: str) -> dict[str, float]:
     if subject.stock is None or not subject.stock.peft:
         return {}
-    time, stock, seconds = Stopwatch(subject.components.device), subject.stock, []
-    adapters = subject.adapters[prompt]
-    names = [f"other{i}" for i in range(OTHERS)]
-    for i, name in enumerate(names):
-        stock.load(adapters[i % len(adapters)], name)
+    time, stock, adapter = Stopwatch(subject.components.device), subject.stock, subject.adapters[prompt][0]
 
     def load() -> None:
-        stock.load(adapters[0], "late")
-        stock.pipeline.set_adapters([*names, "late"], [subject.strength] * (OTHERS + 1))
+        stock.load(adapter, "late")
+        stock.pipeline.set_adapters([*NAMES, "late"], [subject.strength] * (OTHERS + 1))
 
-    try:
-        for _ in range(repeats):
-            time(THEIRS_LATE, load)
-            seconds.append(time.seconds[THEIRS_LATE])
-            stock.pipeline.delete_adapters("late")
-    finally:
-        stock.pipeline.unload_lora_weights()
-    return {THEIRS_LATE: tuple(seconds)}
+    time(THEIRS_LATE, load)
+    stock.pipeline.delete_adapters("late")
+    return time.seconds

@@ -1,6 +1,7 @@
 """A benchmark as one HTML file that needs nothing else: tables, plots, and the pictures of every condition side by side."""
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -8,17 +9,19 @@ from sdlora.benchmark import report
 from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.result import Analysis, Pictured, Result
 
+LONG = 24  # characters of a cell that may be broken into lines
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
-img.plot { width: 100%; background: white; border-radius: 4px; }
-.row { display: flex; flex-wrap: wrap; gap: .8rem; }
-figure { margin: 0; width: 8.2rem; } figure img { width: 100%; border: 1px solid var(--line); image-rendering: auto; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+td { vertical-align: top; } th, td.long { white-space: normal; } td.long { min-width: 9rem; } th { vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+img.plot { width: 100%; min-width: 44rem; background: white; border-radius: 4px; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); gap: .7rem; }
+figure { margin: 0; max-width: 14rem; } figure img { width: 100%; border: 1px solid var(--line); image-rendering: auto; }
 figcaption { font-size: .8rem; text-align: center; }
 .note { padding: .5rem .8rem; background: var(--soft); border-radius: 4px; }
 """
@@ -35,23 +38,31 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
             table(report.HEADER, report.timing_rows(result, analysis)),
             paragraph(report.control_line(analysis).replace("*", ""), "note"),
             image(plot, "the ratio of every pair, its interval and the margin; all times in their order", "plot") if plot else "",
+            paragraph(report.drift_line(analysis).replace("*", ""), "note") if report.drift_line(analysis) else "",
+            *section("Aimed at", table(report.GOALS, report.goal_rows(analysis.goals)) if analysis.goals else ""),
             *section("The time of a run, m:ss.d", markdown_table(report.published(result, analysis)) if config.runs else ""),
             *section("Ours and the reference", table(report.PAIRS, report.pair_rows(analysis)) if analysis.pairs else ""),
             *section("Where the time goes, medians", table(report.PHASES, report.phase_rows(result, analysis))),
+            *section("The arithmetic of a step", table(report.WORK, rows) if (rows := report.work_rows(result, analysis)) else ""),
         ]
     parts += [
         *section(
             "Pictures, one prompt and seed under every condition", "".join(strip(result, prompt, folder) for prompt in config.prompts)
         ),
         *section("Handling an adapter", table(report.HANDLING, report.handling_rows(result))),
+        table(report.HANDLED, report.handled_rows(analysis)) if analysis and analysis.handling else "",
         *section("Checked before the clock started", bullets([f"{check.law}: {check.found}" for check in result.gate])),
         *section("Method", paragraph(report.method(result).replace("*", ""))),
         *section("Conditions", bullets([f"{name}: {CONDITIONS[name].meaning}" for name in report.measured(result)])),
         *section("Environment", bullets([f"{key}: {value}" for key, value in report.flat(result.environment)])),
         paragraph(f"Load during the samples: {report.load_line(result)}."),
     ]
+    return document("What the adapter costs", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
     view = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head = f"{view}<title>What the adapter costs</title><style>{STYLE}</style>"
+    head = f"{view}<title>{escape(title)}</title><style>{STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(filter(None, parts)) + "\n</body></html>\n"
 
 
@@ -69,7 +80,8 @@ def bullets(lines: list[str]) -> str:
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     def line(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        kinds = (' class="long"' if len(cell) > LONG else "" for cell in cells)
+        return "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)) + "</tr>"
 
     return f'<div class="wide"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
@@ -98,4 +110,5 @@ def image(path: Path, words: str, kind: str = "picture") -> str:
         data = base64.b64encode(path.read_bytes()).decode()
     except OSError:
         return paragraph(f"{path.name} is gone", "note")
-    return f'<img class="{kind}" alt="{escape(words)}" src="data:image/png;base64,{data}">'
+    picture = f'<img class="{kind}" alt="{escape(words)}" src="data:image/png;base64,{data}">'
+    return f'<div class="wide">{picture}</div>' if kind == "plot" else picture

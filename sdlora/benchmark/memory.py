@@ -14,7 +14,6 @@ from sdlora.benchmark.clock import timing
 from sdlora.benchmark.conditions import Draw, Subject, active
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class Memory:
     first: tuple[float, ...]  # seconds from the switch to the condition to the end of its first drawing
 
 
-def measure(subject: Subject, conditions: Sequence[str], prompt: str, work: Callable[[Draw], object]) -> tuple[Memory, ...]:
+def measure(subject: Subject, conditions: Sequence[str], prompt: str, work: Callable[[Draw], object], rounds: int) -> tuple[Memory, ...]:
     """The peaks while the adapter is put on and `work` runs, and how long that takes.
 
     Not taken during the timed samples: what the allocator has kept from other conditions has to be given back before, and
     that would slow them down. For the same reason the time is that of a first picture.
     """
-    rounds = [{name: once(subject, name, prompt, work) for name in conditions} for _ in range(ROUNDS)]
-    return tuple(_summed(name, [r[name] for r in rounds]) for name in conditions)
+    found = [{name: once(subject, name, prompt, work) for name in conditions} for _ in range(rounds)]
+    return tuple(_summed(name, [r[name] for r in found]) for name in conditions)
 
 
 def once(subject: Subject, condition: str, prompt: str, work: Callable[[Draw], object]) -> Memory:

@@ -1,15 +1,18 @@
 """The benchmark as a picture: every pair's ratio, the interval, the margin; and all times in the order in which they were taken."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdlora.atomic import replacing
-from sdlora.benchmark.conditions import BASE
+from sdlora.benchmark.names import BASE
 from sdlora.benchmark.report import verdict
-from sdlora.benchmark.result import Analysis, Result, Row
+from sdlora.benchmark.result import Analysis, Result
+from sdlora.benchmark.statistics import Comparison
 
+BOX = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}  # so that no line runs through the words
 COLOURS = (  # as many as there are conditions
     *("#4c566a", "#8fa1b3", "#2a78b8", "#d9822b", "#5a9e4b", "#a2559b", "#c0392b"),
     *("#16a3a3", "#8c6d31", "#e377c2", "#9a9a00", "#3b3b98", "#111111"),
@@ -25,30 +28,38 @@ def save(result: Result, analysis: Analysis, path: Path) -> None:
     figure = Figure(figsize=(11, 2.0 + 0.75 * len(compared)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    ratios(left, result, compared)
+    lines = [Line(row.condition, row.comparison, pairs(result, row.condition)) for row in compared if row.comparison]
+    ratios(left, lines, result.config.margin, result.config.confidence, "time / time of the base, per pair")
     times(right, result, analysis)
     figure.suptitle(f"{result.subject.name} on {Path(result.config.base).name}: time per sample against the base", fontsize=12)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def ratios(axes: Any, result: Result, rows: list[Row]) -> None:
-    margin, rng = result.config.margin, np.random.default_rng(0)
+@dataclass(frozen=True)
+class Line:
+    """What is compared: its name, what came of it, and the ratio of every block."""
+
+    name: str
+    comparison: Comparison
+    points: list[float]
+
+
+def ratios(axes: Any, lines: list[Line], margin: float, confidence: float, words: str) -> None:
+    """A row for each line, from above: every ratio a point, the interval a bar, the geometric mean a diamond."""
+    rng = np.random.default_rng(0)
     axes.axvspan(1 / (1 + margin), 1 + margin, color="#5a9e4b", alpha=0.12, lw=0)
     axes.axvline(1, color="#4c566a", lw=1)
-    for height, row in enumerate(reversed(rows)):
-        c, points = row.comparison, pairs(result, row.condition)
-        assert c is not None
-        colour = COLOURS[(len(rows) - height) % len(COLOURS)]
+    for height, line in enumerate(reversed(lines)):
+        c, points = line.comparison, line.points
+        colour = COLOURS[(len(lines) - height) % len(COLOURS)]
         axes.plot(points, height + rng.uniform(-0.12, 0.12, len(points)), "o", ms=4.5, alpha=0.55, color=colour, mew=0)
         axes.plot([c.low, c.high], [height, height], color=colour, lw=3, solid_capstyle="butt")
         axes.plot(c.ratio, height, "D", ms=7, color=colour, mec="white")
-        words = f"{c.ratio:.3f}  [{c.low:.3f}, {c.high:.3f}]  {verdict(c)}"
-        axes.annotate(words, (0.01, height + 0.3), xycoords=("axes fraction", "data"), fontsize=8.5, color="#2e3440")
-    axes.set(yticks=range(len(rows)), yticklabels=[row.condition for row in reversed(rows)], ylim=(-0.5, len(rows) - 0.35))
-    axes.set_xlabel(
-        f"time / time of the base, per pair; band: margin of {100 * margin:g} %; bar: {100 * result.config.confidence:g} % interval"
-    )
+        said = f"{c.ratio:.3f}  [{c.low:.3f}, {c.high:.3f}]  {verdict(c)}"
+        axes.annotate(said, (0.01, height + 0.3), xycoords=("axes fraction", "data"), fontsize=8.5, color="#2e3440", bbox=BOX)
+    axes.set(yticks=range(len(lines)), yticklabels=[line.name for line in reversed(lines)], ylim=(-0.5, len(lines) - 0.35))
+    axes.set_xlabel(f"{words}; band: margin of {100 * margin:g} %; bar: {100 * confidence:g} % interval")
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 

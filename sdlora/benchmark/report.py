@@ -1,12 +1,15 @@
 """A benchmark in words: the Markdown table and what goes with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdlora.benchmark.conditions import BASE, CONDITIONS, CONTROL
-from sdlora.benchmark.result import Analysis, Result, Row, analyse
+from sdlora.benchmark.conditions import CONDITIONS
+from sdlora.benchmark.names import BASE, CONTROL
+from sdlora.benchmark.result import Analysis, Goal, Result, Row, analyse
 from sdlora.benchmark.statistics import Comparison
+from sdlora.benchmark.work import Work
 
 HEADER = (
     "condition",
@@ -24,6 +27,9 @@ HEADER = (
 BRIEF = ("condition", "ms per image", "ratio to base", "interval", "median ratio")  # for a terminal
 HANDLING = ("operation", "median", "from … to")
 PAIRS = ("condition", "against", "ratio", "interval", "median ratio", "verdict", "ratio of processor time")
+GOALS = ("ratio", "aimed at", "measured", "interval", "outcome")
+HANDLED = ("operation", "against", "ratio", "interval", "times as fast")
+WORK = ("condition", "GFLOP a step", "against base", "MB read and written", "against base", "time of a step against base")
 PHASES = ("condition", "put on", "text", "U-Net, a step", "VAE", "save", "sample", "first picture", "peak of the process, MiB")
 
 
@@ -115,6 +121,41 @@ def phase_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
     ]
 
 
+def goal_rows(goals: Sequence[Goal]) -> list[tuple[str, ...]]:
+    return [(one.name, f"at most {one.limit:g}", *ratio_cells(one.comparison)[:2], outcome(one)) for one in goals]
+
+
+def outcome(goal: Goal) -> str:
+    """Whether the goal is reached, and if not, by how much it is missed."""
+    return goal.outcome + (f" by {100 * (goal.comparison.ratio / goal.limit - 1):.1f} %" if goal.outcome == "missed" else "")
+
+
+def handled_rows(analysis: Analysis) -> list[tuple[str, ...]]:
+    found = ((one, one.comparison) for one in analysis.handling)
+    return [(one.condition, one.against, f"{c.ratio:.3g}", f"{c.low:.3g} … {c.high:.3g}", f"{1 / c.ratio:.3g}") for one, c in found]
+
+
+def work_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
+    """What the operations count to, beside what the clock says of a call of the U-Net."""
+    counts, steps = {one.condition: one for one in result.work}, {row.condition: row.step for row in analysis.rows}
+    if BASE not in counts or BASE not in steps:
+        return []
+    base = counts[BASE]
+
+    def cells(one: Work) -> tuple[str, ...]:
+        arithmetic = (f"{one.flops / 1e9:.4g}", f"{one.flops / base.flops:.4f}", f"{one.bytes / 1e6:.4g}", f"{one.bytes / base.bytes:.3f}")
+        return (one.condition, *arithmetic, f"{steps[one.condition] / steps[BASE]:.3f}")
+
+    return [cells(one) for one in result.work if one.condition in steps]
+
+
+def drift_line(analysis: Analysis) -> str:
+    """The conditions whose ratio changed on the way, at a level of 1 % over all of them (Bonferroni)."""
+    rows = [row for row in analysis.rows if row.drift]
+    moved = [f"{row.condition} by {100 * row.drift[0]:+.1f} %" for row in rows if row.drift and row.drift[1] < 0.01 / len(rows)]
+    return f"**From the first block to the last the ratio drifted: {', '.join(moved)}.**" if moved else ""
+
+
 def published(result: Result, analysis: Analysis) -> str:
     """The table that this benchmark answers, in its own form: a line per prompt, the time of a run without and with the adapter."""
     names = [row.condition for row in analysis.rows]
@@ -147,15 +188,21 @@ def markdown(result: Result) -> str:
         "" if result.complete else f"**Interrupted: {blocks(result)} of {result.config.planned} blocks were measured.**",
         table(HEADER, timing_rows(result, analysis)) if analysis else "Fewer than two blocks were measured: no ratios.",
         control_line(analysis) if analysis else "",
+        drift_line(analysis) if analysis else "",
         method(result),
+        "## Aimed at" if analysis and analysis.goals else "",
+        table(GOALS, goal_rows(analysis.goals)) if analysis and analysis.goals else "",
         f"## The time of a run of {result.config.images} pictures, m:ss.d, medians" if analysis and result.config.runs else "",
         published(result, analysis) if analysis and result.config.runs else "",
         "## Ours and the reference" if analysis and analysis.pairs else "",
         table(PAIRS, pair_rows(analysis)) if analysis and analysis.pairs else "",
         "## Where the time goes, medians" if analysis else "",
         table(PHASES, phase_rows(result, analysis)) if analysis else "",
+        "## The arithmetic of a step" if analysis and work_rows(result, analysis) else "",
+        table(WORK, work_rows(result, analysis)) if analysis and work_rows(result, analysis) else "",
         "## Putting an adapter on and off",
         table(HANDLING, handling_rows(result)),
+        table(HANDLED, handled_rows(analysis)) if analysis and analysis.handling else "",
         "## Checked before the clock started",
         "\n".join(f"- {check.law}: {check.found}" for check in result.gate),
         "## Conditions and environment",
@@ -177,7 +224,7 @@ def subject_line(result: Result) -> str:
 
 METHOD = """Every block draws one prompt and seed under all conditions, in a balanced random order, each after a discarded warm-up.
 The ratio is the geometric mean over blocks of the time over the base's time in the same block; its {confidence:g} % interval is a
-studentised bootstrap over blocks. *Equivalent*: two one-sided t tests at {level:.3g} % put the ratio within the margin of {margin:g} %
+studentised bootstrap over blocks. *Equivalent*: two one-sided t tests at {level:.3g} % put the ratio within the margin of {margin},
 that was declared beforehand. Processor time is the same ratio of the time that the process itself had on all cores: other
 programs hardly touch it. *Slower*, *faster*: the interval leaves 1 out. Peak memory is
 {memory}, taken in drawings of its own."""
@@ -188,9 +235,14 @@ def method(result: Result) -> str:
     return METHOD.format(
         confidence=100 * result.config.confidence,
         level=100 * (1 - result.config.confidence),
-        margin=100 * result.config.margin,
+        margin=margins(result),
         memory="PyTorch's on the GPU" if cuda else "the resident set of the whole process, libraries included",
     )
+
+
+def margins(result: Result) -> str:
+    own = [f"{name} {100 * margin:g} %" for name, margin in result.config.margins.items() if name in measured(result)]
+    return f"{100 * result.config.margin:g} %" + (f" ({', '.join(own)})" if own else "")
 
 
 def measured(result: Result) -> list[str]:

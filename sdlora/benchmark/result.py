@@ -3,21 +3,25 @@
 import json
 import statistics as plain
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sdlora.atomic import replacing
-from sdlora.benchmark.conditions import AGAINST, BASE, CONDITIONS, CONTROL
+from sdlora.benchmark.conditions import AGAINST, CONDITIONS
 from sdlora.benchmark.config import BenchmarkConfig
 from sdlora.benchmark.gate import Check
-from sdlora.benchmark.handling import Handling
+from sdlora.benchmark.handling import COMPARED, Handling
 from sdlora.benchmark.measure import Sample
 from sdlora.benchmark.memory import Memory
-from sdlora.benchmark.statistics import Comparison, compare
+from sdlora.benchmark.names import BASE, CONTROL, OVER
+from sdlora.benchmark.statistics import Comparison, compare, drift
+from sdlora.benchmark.work import Work
 from sdlora.errors import SdloraError
 
 FORMAT = "sdlora-benchmark/2"
+UNDECLARED: dict[str, Any] = {"margins": {}, "limits": {}}  # what is not in an earlier file was not declared before its run
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Result:
     complete: bool  # False: interrupted, or still running
     pictures: tuple[Pictured, ...] = ()
     after: dict[str, Any] | None = None  # the environment at the end
+    work: tuple[Work, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Row:
     save: float
     comparison: Comparison | None  # None for the base itself
     processor: Comparison | None  # the same of the processor's time; None for the base, and on a GPU
+    drift: tuple[float, float] | None  # statistics.drift of the ratio; None for the base
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,28 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """A ratio that the settings aim at, and what came of it."""
+
+    name: str  # of `limits`
+    limit: float
+    comparison: Comparison
+
+    @property
+    def outcome(self) -> str:
+        """ "met" and "missed" are said of the whole interval, not of the ratio alone."""
+        if self.comparison.high <= self.limit:
+            return "met"
+        return "missed" if self.comparison.low > self.limit else "open"
+
+
+@dataclass(frozen=True)
 class Analysis:
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]  # ours against the reference
     control: bool | None  # does the control's interval cover 1? None without control
+    handling: tuple[Pair, ...]  # operations on an adapter, round against round
+    goals: tuple[Goal, ...]  # those of the settings that were measured
 
     def row(self, condition: str) -> Row:
         return next(row for row in self.rows if row.condition == condition)
@@ -110,7 +134,19 @@ def analyse(result: Result) -> Analysis | None:
         for name, other in AGAINST.items()
         if name in names and other in names
     )
-    return Analysis(rows, pairs, control.low <= 1 <= control.high if control else None)
+    handled = tuple(_handled(result))
+    known = {row.condition: row.comparison for row in rows if row.comparison}
+    known |= {pair.condition + OVER + pair.against: pair.comparison for pair in (*pairs, *handled)}
+    goals = tuple(Goal(name, limit, known[name]) for name, limit in result.config.limits.items() if name in known)
+    return Analysis(rows, pairs, control.low <= 1 <= control.high if control else None, handled, goals)
+
+
+def _handled(result: Result) -> Iterator[Pair]:
+    config, seconds = result.config, {one.operation: one.seconds for one in result.handling}
+    for name, other in COMPARED:
+        if name in seconds and other in seconds:
+            found = compare(seconds[name], seconds[other], config.margin, config.confidence, config.resamples, config.seed)
+            yield Pair(name, other, found, None)
 
 
 def _row(name: str, blocks: list[dict[str, Sample]], result: Result) -> Row:
@@ -135,13 +171,15 @@ def _row(name: str, blocks: list[dict[str, Sample]], result: Result) -> Row:
         save=plain.median(s.save for s in samples),
         comparison=_compared(blocks, name, BASE, result) if other else None,
         processor=_processor(blocks, name, BASE, result) if other else None,
+        drift=drift([s.seconds for s in samples], [block[BASE].seconds for block in blocks]) if other else None,
     )
 
 
 def _compared(blocks: list[dict[str, Sample]], name: str, other: str, result: Result, clock: str = "seconds") -> Comparison:
     config = result.config
     above, below = ([getattr(block[condition], clock) for block in blocks] for condition in (name, other))
-    return compare(above, below, config.margin, config.confidence, config.resamples, config.seed)
+    margin = config.margins.get(name, config.margin) if other == BASE else config.margin
+    return compare(above, below, margin, config.confidence, config.resamples, config.seed)
 
 
 def _processor(blocks: list[dict[str, Sample]], name: str, other: str, result: Result) -> Comparison | None:
@@ -161,6 +199,7 @@ def write(result: Result, path: Path, analysed: bool = True) -> None:
         "gate": [asdict(check) for check in result.gate],
         "handling": [asdict(one) for one in result.handling],
         "memory": [asdict(one) for one in result.memory],
+        "work": [asdict(one) for one in result.work],
         "samples": [asdict(sample) for sample in result.samples],
         "pictures": [asdict(one) for one in result.pictures],
         "analysis": asdict(analysis) if analysis else None,
@@ -176,7 +215,7 @@ def read(path: Path) -> Result:
         if content["format"] != FORMAT:
             raise SdloraError(f"{path} is of format {content['format']!r}; this version reads {FORMAT!r}")
         return Result(
-            config=BenchmarkConfig.model_validate(content["config"]),
+            config=BenchmarkConfig.model_validate(UNDECLARED | content["config"]),
             environment=content["environment"],
             subject=Facts(**content["subject"]),
             gate=tuple(Check(**check) for check in content["gate"]),
@@ -186,6 +225,7 @@ def read(path: Path) -> Result:
             complete=content["complete"],
             pictures=tuple(Pictured(**one) for one in content["pictures"]),
             after=content["after"],
+            work=tuple(Work(**one) for one in content.get("work", ())),
         )
     except OSError as error:
         raise SdloraError(f"cannot read {path}: {error.strerror}") from error

@@ -1,22 +1,33 @@
 """The course of a benchmark: gate, handling, paired blocks, report. What has been measured survives an interruption."""
 
-import gc
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
 
-from sdlora import generation, models
 from sdlora.adapter import Adapter, tensors
 from sdlora.atomic import replacing, writable_folder
-from sdlora.benchmark import adapters, environment, gate, handling, html, measure, memory, plan, plot, report, result
-from sdlora.benchmark.conditions import BASE, CONDITIONS, DEFAULT, Subject, active, installed
+from sdlora.benchmark import (
+    adapters,
+    bases,
+    environment,
+    gate,
+    handling,
+    html,
+    measure,
+    memory,
+    plan,
+    plot,
+    report,
+    result,
+    setting,
+    stock,
+    work,
+)
+from sdlora.benchmark.conditions import CONDITIONS, DEFAULT, Subject, active, installed
 from sdlora.benchmark.config import BenchmarkConfig
+from sdlora.benchmark.names import BASE
 from sdlora.benchmark.result import Analysis, Facts, Pictured, Result
 from sdlora.benchmark.stock import Stock
 from sdlora.errors import SdloraError, nearest
@@ -45,13 +56,15 @@ def run(config: BenchmarkConfig, components: Components | None = None, progress:
     """
     say = progress or (lambda done, total, words: None)
     names = chosen(config)
-    measure.requests(config, config.prompts[0], config.seeds[0])  # a wrong setting is said before anything is loaded
+    first = measure.requests(config, config.prompts[0], config.seeds[0])[0]  # a wrong setting is said before anything is loaded
+    if any(CONDITIONS[name].stock for name in names):
+        stock.check(first)
     folder = writable_folder(config.output)
-    with threads(config.threads):
+    with setting.threads(config.threads):
         say(0, config.planned, "loading")
-        components = components or load(config)
+        components = components or bases.load(config.base, config.device, config.precision, config.vae)
         subject = obtain(config, components, names)
-        with settled_heap():
+        with setting.settled_heap():
             say(0, config.planned, "checking")
             prints = gate.fingerprint(components)
             found = prepare(config, subject, names)
@@ -66,13 +79,6 @@ def run(config: BenchmarkConfig, components: Components | None = None, progress:
 def analyse(path: Path) -> Outcome:
     """The report of a finished or interrupted benchmark anew, from the samples in its JSON, beside that file."""
     return written(result.read(path), path.parent, path.name)
-
-
-def load(config: BenchmarkConfig) -> Components:
-    options: dict[str, Any] = {"vae": config.vae} if config.vae else {}
-    if unknown := options.keys() - inspect.signature(models.load).parameters.keys():
-        raise SdloraError(f"{', '.join(unknown)} = {config.vae}: this version loads a base with its own VAE only; leave the setting out")
-    return generation.load(config.base, config.device, config.precision, **options)
 
 
 def chosen(config: BenchmarkConfig) -> list[str]:
@@ -91,8 +97,9 @@ def obtain(config: BenchmarkConfig, components: Components, names: list[str]) ->
     most = max(CONDITIONS[name].count for name in names)
     own = dict(zip(config.prompts, config.adapters or (config.adapter,) * len(config.prompts), strict=True))
     loaded = {text: adapters.companions(adapters.obtain(text, components), components, most) for text in dict.fromkeys(own.values())}
-    stock = Stock(config.base, components.device, components.dtype) if any(CONDITIONS[name].stock for name in names) else None
-    return Subject(components, {prompt: loaded[text] for prompt, text in own.items()}, config.strength, config.batch, stock)
+    references = [CONDITIONS[name] for name in names if CONDITIONS[name].stock]
+    reference = Stock(components, any(one.how == "fused" for one in references)) if references else None
+    return Subject(components, {prompt: loaded[text] for prompt, text in own.items()}, config.strength, config.batch, reference)
 
 
 def prepare(config: BenchmarkConfig, subject: Subject, names: list[str]) -> Result:
@@ -104,11 +111,13 @@ def prepare(config: BenchmarkConfig, subject: Subject, names: list[str]) -> Resu
         one = measure.requests(config, text, config.seeds[0])[:1]
         with active(subject, BASE, text) as base:
             checks += gate.check(components, [(prompts_adapters[0], config.strength)], lambda: base.draw(one)[0], config.bound)  # noqa: B023
-    checks += gate.conditions(subject, names, prompt, wanted[:1], (config.bound, config.bound_reference))
-    peaks = memory.measure(subject, names, prompt, lambda draw: draw(wanted))
+    checks += gate.conditions(subject, names, prompt, wanted[:2], (config.bound, config.bound_reference))
+    counts = work.measure(subject, [name for name in names if not CONDITIONS[name].stock], prompt, wanted)
+    peaks = memory.measure(subject, names, prompt, lambda draw: draw(wanted), config.rounds)
     handled = handling.measure(subject, prompt, config.repeats)
     facts = describe(config, subject.adapters[prompt][0])
-    return Result(config, environment.record(components.device), facts, checks, handled, peaks, (), complete=False)
+    surroundings = environment.record(components.device) | {"attention": environment.attention(components.unet)}
+    return Result(config, surroundings, facts, checks, handled, peaks, (), complete=False, work=counts)
 
 
 def distinct(subject: Subject) -> dict[str, tuple[Adapter, ...]]:
@@ -170,26 +179,3 @@ def written(found: Result, folder: Path, name: str = "benchmark.json") -> Outcom
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return Outcome(found, analysis, path, path.with_suffix(".md"), path.with_suffix(".html"), picture)
-
-
-@contextmanager
-def settled_heap() -> Iterator[None]:
-    """What lives already is no longer looked through by the garbage collector: a collection before every sample costs nothing."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """PyTorch's threads for the time of the benchmark; 0 leaves them."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -97,6 +97,18 @@ def median_interval(d: np.ndarray, confidence: float, resamples: int, rng: np.ra
     return float(low), float(high)
 
 
+def drift(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """(how much ln ratio changes from the first block to the last, p that it does not): a straight line through all blocks.
+
+    A ratio that drifts has no one value: the machine, or what is measured, changed on the way. (0, 1) for fewer than FEWEST blocks.
+    """
+    d = np.log(np.asarray(seconds, np.float64) / np.asarray(base, np.float64))
+    if len(d) < FEWEST or d.std() == 0:
+        return 0.0, 1.0
+    line = stats.linregress(np.linspace(0, 1, len(d)), d)
+    return float(line.slope), float(line.pvalue)
+
+
 def equivalence_p(d: np.ndarray, margin: float) -> float:
     """Two one-sided t tests of −margin < mean(d) < margin (TOST).  Schuirmann 1987. The p value is the larger of the two."""
     error = d.std(ddof=1) / math.sqrt(len(d))

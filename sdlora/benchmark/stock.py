@@ -1,5 +1,6 @@
-"""The reference: StableDiffusionPipeline as diffusers ships it, with PEFT for the adapters. Nothing else of sdlora uses it."""
+"""The reference: diffusers' own pipeline over the same networks, with PEFT for the adapters. Nothing else of sdlora uses it."""
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,34 +11,35 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from sdlora import files
 from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
+from sdlora.families import FAMILIES
 from sdlora.generation import Request, noise
-from sdlora.models import BUILT_IN
+from sdlora.generation.passes import size
+from sdlora.models import Components
+
+KNOWN = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "floor")  # what a reference picture can be asked for
 
 
 class Stock:
-    """A pipeline of its own, with its own copy of the networks: PEFT wraps layers, and the base has to stay as it is."""
+    """A pipeline over layers of its own: PEFT wraps layers, and the base has to stay as it is."""
 
-    def __init__(self, base: str, device: torch.device, dtype: torch.dtype):
-        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
-
-        folder = Path(BUILT_IN.get(base, base))
-        if not (folder / "model_index.json").is_file():
-            raise SdloraError(
-                f"the reference needs a base in diffusers' layout, {folder} is none; leave its conditions out (conditions=[…])"
-            )
+    def __init__(self, components: Components, fuses: bool):
+        """`fuses`: fuse_lora will be called, so that the weights have to be copies too; else they are the base's own tensors."""
+        self.components = components
         with _quiet():
-            self.pipeline: Any = StableDiffusionPipeline.from_pretrained(
-                folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
-            ).to(device)
-        self.pipeline.scheduler = EulerDiscreteScheduler.from_config(self.pipeline.scheduler.config, timestep_spacing="linspace")
+            self.pipeline: Any = pipeline(components, fuses)
         self.pipeline.set_progress_bar_config(disable=True)
         self.folder = tempfile.TemporaryDirectory(prefix="sdlora-benchmark-")
         self.saved: dict[int, Path] = {}
         self.peft = find_spec("peft") is not None
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return tuple(getattr(self.pipeline, name) for name, _ in FAMILIES[self.components.family].text_encoders)
 
     def file(self, adapter: Adapter) -> Path:
         """`adapter` as a file with PEFT's names, written once."""
@@ -70,20 +72,61 @@ class Stock:
 
     def draw(self, wanted: Sequence[Request]) -> list[Image.Image]:
         """The pictures of `wanted` in one batch, from the same noise as ours."""
-        first, pipeline = wanted[0], self.pipeline
-        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        factor = pipeline.vae_scale_factor
-        height, width = ((asked or side) // factor * factor for asked in (first.height, first.width))  # Request.floor; else it is even
-        shape = (pipeline.unet.config.in_channels, height // factor, width // factor)
+        first, pipeline, factor = wanted[0], self.pipeline, self.components.factor
+        height, width = size(self.components, first)
+        streams = noise.streams([request.seed for request in wanted], (pipeline.unet.config.in_channels, height // factor, width // factor))
+        negative: list[str] | None = [request.negative for request in wanted]
+        if self.components.zeros_for_empty and not any(negative or ()):
+            negative = None  # SDXL's pipeline tells the U-Net zeros only if there is no negative prompt at all
         return pipeline(
             prompt=[request.prompt for request in wanted],
-            negative_prompt=[request.negative for request in wanted],
+            negative_prompt=negative,
             num_inference_steps=first.steps,
             guidance_scale=first.guidance,
             height=height,
             width=width,
-            latents=noise.drawn(noise.streams([request.seed for request in wanted], shape)).to(pipeline.unet.dtype),
+            latents=noise.drawn(streams).to(pipeline.unet.device, pipeline.unet.dtype),
         ).images
+
+
+def check(request: Request) -> None:
+    """SdloraError for a picture that the reference cannot draw as ours: it has Euler on its own schedule, and nothing else."""
+    plain = Request(**{name: getattr(request, name) for name in KNOWN})
+    ours = {name: value for name, value in vars(request).items() if name in Request.__dataclass_fields__ and value != getattr(plain, name)}
+    if ours:
+        words = ", ".join(f"{name} = {value!r}" for name, value in ours.items())
+        raise SdloraError(
+            f"the reference, stock diffusers, is compared with the sampler Euler alone, and not with {words}; leave that, or it, out"
+        )
+
+
+def pipeline(components: Components, fuses: bool) -> Any:
+    import diffusers
+
+    family = FAMILIES[components.family]
+    parts: dict[str, Any] = {name: doubled(module, fuses) for name, module in components.modules.items()}
+    parts |= dict(zip(family.tokenizers, components.tokenizers, strict=True))
+    parts |= {"vae": components.vae, "scheduler": scheduler(components)}
+    if family.pooled:
+        extra: dict[str, Any] = {"force_zeros_for_empty_prompt": components.zeros_for_empty, "add_watermarker": False}
+    else:
+        extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return getattr(diffusers, family.pipeline)(**parts, **extra)
+
+
+def scheduler(components: Components) -> Any:
+    """Euler from the base's own ᾱ, on the steps that ours takes."""
+    from diffusers import EulerDiscreteScheduler
+
+    bar = components.alphas_bar.double()
+    betas = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
+    return EulerDiscreteScheduler(len(bar), trained_betas=betas.numpy(), prediction_type=components.prediction, timestep_spacing="linspace")
+
+
+def doubled(module: nn.Module, weights: bool) -> nn.Module:
+    """The same layers anew; their tensors are copies if `weights`, else the very same ones."""
+    shared = {} if weights else {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, dict(shared))
 
 
 @contextmanager

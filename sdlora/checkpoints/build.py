@@ -16,8 +16,12 @@ SHOWN = 3  # names in a message
 
 def skeleton(kind: str, config: Mapping[str, Any]) -> Any:
     """The network of class `kind` (of diffusers or transformers) on the meta device: names and shapes, no memory."""
-    import diffusers
     import transformers
+
+    from sdlora import imports
+
+    imports.defer()
+    import diffusers
 
     with torch.device("meta"):
         if kind.startswith("CLIP"):
@@ -66,11 +70,17 @@ def fill(module: Any, weights: Mapping[str, Stored], device: str | torch.device,
     for short, own in names(module).items():
         state[own] = weights[short].read().to(device=device, dtype=dtype, copy=True).contiguous()
         weights[short].release()
+    assign(module, state, device)
+    remember(module, weights)
+    return module
+
+
+def assign(module: Any, state: Mapping[str, torch.Tensor], device: str | torch.device) -> Any:
+    """`module` with the parameters of `state`, by its own names, and with its buffers; frozen and in evaluation mode."""
     module.load_state_dict(state, strict=False, assign=True)
     for path, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             _number(module, path, buffer, device)
-    remember(module, weights)
     return module.eval().requires_grad_(False)
 
 

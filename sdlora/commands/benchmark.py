@@ -1,4 +1,4 @@
-"""`sdlora benchmark`: what an adapter costs at generation time."""
+"""`sdlora benchmark`: what an adapter costs at generation time, and what a training step costs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sdlora.benchmark import Outcome
+    from sdlora.benchmark import Outcome, training
+    from sdlora.config import Model
 
 
 def register(app: typer.Typer) -> None:
@@ -22,27 +23,34 @@ def benchmark(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE.toml] [KEY=VALUE]… | analyse FILE.json", help="A settings file, and changes to it or to the defaults."
+            metavar="[train] [FILE.toml] [KEY=VALUE]… | analyse FILE.json | check NEW.json RECORDED.json",
+            help="A settings file, and changes to it or to the defaults.",
         ),
     ] = None,
 ) -> None:
     """Measure what adapters cost: the base, the base again, stacked, fused and stock diffusers with PEFT, in paired blocks.
 
     Before any time is taken it checks that the adapter acts, that all ways agree and that the base stays as it was.
-    `analyse FILE.json` makes the report of an earlier run anew from its samples, without measuring.
+
+    \b
+    train FILE.toml                a training step instead, beside the plain loop of diffusers and PEFT
+    analyse FILE.json              the report of an earlier run anew from its samples, without measuring
+    check NEW.json RECORDED.json   whether ours has become slower against the reference than it was; exit code 1 if so
 
     Example: sdlora benchmark configs/benchmark-emoji.toml adapter=runs/emoji-style/adapter.safetensors blocks=40
     """
     from rich.console import Console
 
-    from sdlora import benchmark, config
-
     words, console = settings or [], Console()
-    if words[:1] == ["analyse"]:
-        show(benchmark.analyse(only(words[1:])), console)
-        return
-    has_file = bool(words) and ("=" not in words[0] or Path(words[0]).exists())
-    chosen = config.load(benchmark.BenchmarkConfig, words[0] if has_file else None, words[1:] if has_file else words)
+    action, rest = (words[0], words[1:]) if words[:1] and words[0] in ACTIONS else ("", words)
+    ACTIONS[action](rest, console)
+
+
+def measure(words: Sequence[str], console: "Console") -> None:
+    """An adapter's cost at generation time."""
+    from sdlora import benchmark
+
+    chosen = chosen_settings(benchmark.BenchmarkConfig, words)
     with bar(console) as progress:
         outcome = benchmark.run(chosen, progress=progress)
     show(outcome, console)
@@ -50,13 +58,60 @@ def benchmark(
         raise typer.Exit(130)
 
 
-def only(words: Sequence[str]) -> Path:
-    """The one file behind `analyse`."""
+def train(words: Sequence[str], console: "Console") -> None:
+    """A training step's."""
+    from sdlora.benchmark import training
+
+    chosen = chosen_settings(training.TrainingBenchmarkConfig, words)
+    with bar(console) as progress:
+        outcome = training.run(chosen, progress=progress)
+    show_training(outcome, console)
+    if not outcome.result.complete:
+        raise typer.Exit(130)
+
+
+def analyse(words: Sequence[str], console: "Console") -> None:
+    """The report of an earlier run, of either kind."""
+    from sdlora import benchmark
+    from sdlora.benchmark import compared, training
+
+    (path,) = only(words, "analyse", "the benchmark.json of an earlier run")
+    if compared.kind(path) == training.FORMAT:
+        show_training(training.analyse(path), console)
+    else:
+        show(benchmark.analyse(path), console)
+
+
+def check(words: Sequence[str], console: "Console") -> None:
+    """Whether a ratio has become worse."""
+    from sdlora.benchmark import compared
+
+    new, recorded = only(words, "check", "the new benchmark.json and the recorded one", 2)
+    found = compared.compare(new, recorded)
+    console.print(table(compared.HEADER, [one.cells for one in found]))
+    if any(one.worse for one in found):
+        typer.echo("a ratio is worse than the recorded one, beyond both intervals", err=True)
+        raise typer.Exit(1)
+
+
+ACTIONS = {"": measure, "train": train, "analyse": analyse, "check": check}
+
+
+def chosen_settings(cls: "type[Model]", words: Sequence[str]) -> "Model":
+    from sdlora import config
+
+    has_file = bool(words) and ("=" not in words[0] or Path(words[0]).exists())
+    return config.load(cls, words[0] if has_file else None, words[1:] if has_file else words)
+
+
+def only(words: Sequence[str], action: str, what: str, count: int = 1) -> list[Path]:
+    """The files behind `action`."""
     from sdlora.errors import SdloraError
 
-    if len(words) != 1:
-        raise SdloraError(f"benchmark analyse takes one file, and got {len(words)}; give the benchmark.json of an earlier run")
-    return Path(words[0])
+    if len(words) != count:
+        number = "one file" if count == 1 else f"{count} files"
+        raise SdloraError(f"benchmark {action} takes {number}, and got {len(words)}; give {what}")
+    return [Path(word) for word in words]
 
 
 @contextmanager
@@ -84,7 +139,25 @@ def show(outcome: "Outcome", console: "Console") -> None:
         if analysis.pairs:
             console.print(table(*report.brief_pairs(analysis)))
         console.print(table(report.HANDLING, report.handling_rows(result)))
+        if analysis.goals:
+            console.print(table(report.GOALS, report.goal_rows(analysis.goals)))
         console.print(report.control_line(analysis).replace("*", ""), style="dim" if analysis.control else "yellow")
+    for path in filter(None, (outcome.markdown, outcome.html, outcome.json, outcome.plot)):
+        typer.echo(str(path))
+
+
+def show_training(outcome: "training.Outcome", console: "Console") -> None:
+    from sdlora.benchmark.training import report
+
+    result, analysis = outcome.result, outcome.analysis
+    for check in result.gate:
+        console.print(f"[green]✓[/] {check.law}: {check.found}", highlight=False)
+    if not result.complete:
+        console.print(report.interrupted(result), style="yellow")
+    if analysis:
+        for header, rows in report.brief(analysis):
+            console.print(table(header, rows))
+        console.print(report.control_line(analysis), style="dim" if analysis.control else "yellow")
     for path in filter(None, (outcome.markdown, outcome.html, outcome.json, outcome.plot)):
         typer.echo(str(path))
 

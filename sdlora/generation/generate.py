@@ -39,6 +39,7 @@ class Group:
     requests: list[Request]
     wanted: list[list[Wanted]]  # the adapters of each
     apply: str
+    base: Components  # with the noise schedule that the adapters ask for
 
 
 def generate(
@@ -79,7 +80,7 @@ def generate(
     starts.check(wanted)
     groups = list(_batches(components, wanted, everywhere, named or {}, apply, batch))
     for group in groups:
-        _check(components, group.requests[0], offload or components.device)
+        _check(group.base, group.requests[0], offload or components.device)
         for chosen in group.wanted:
             adapters.check(components, chosen, group.apply)
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
@@ -105,7 +106,7 @@ def _pictures(
             guard.enough(components),
             adapters.active(components, group.wanted, named, group.apply, group.requests[0].steps) as active,
         ):
-            images = draw(components, group.requests, active, texts, known, callback, offload)
+            images = draw(group.base, group.requests, active, texts, known, callback, offload)
         for request, image in zip(group.requests, images, strict=True):
             if isinstance(image, Image.Image):
                 yield Picture(request, image, group.apply)
@@ -131,12 +132,13 @@ def _batches(
     for request, _ in chosen:
         conditions.check(components, request)
     ways = adapters.ways(components, chosen, apply, many)
-    pictures = [(request, wanted, way) for (request, wanted), way in zip(chosen, ways, strict=True)]
-    for _, run in groupby(pictures, lambda picture: _alike(components, *picture)):
+    bases = [adapters.levelled(components, wanted, named) for _, wanted in chosen]
+    pictures = [(request, wanted, way, base) for (request, wanted), way, base in zip(chosen, ways, bases, strict=True)]
+    for _, run in groupby(pictures, lambda picture: (_alike(components, *picture[:3]), picture[3] is components)):
         alike = list(run)
         most = many(alike[0][0])
         for part in (alike[i : i + most] for i in range(0, len(alike), most)):
-            yield Group([request for request, _, _ in part], [wanted for _, wanted, _ in part], part[0][2])
+            yield Group([picture[0] for picture in part], [picture[1] for picture in part], *part[0][2:])
 
 
 def _alike(components: Components, request: Request, wanted: list[Wanted], way: str) -> tuple[Any, ...]:

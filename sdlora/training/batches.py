@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sdlora.conditioning import time_ids
 from sdlora.data.encode import Encoded
-from sdlora.training import draws
+from sdlora.loss.timesteps import placed
+from sdlora.training import draws, noising
 from sdlora.training.config import TrainConfig
 
 
@@ -20,10 +21,12 @@ class Batch:
     captions: tuple[str | None, ...]  # None: dropped
     time_ids: Tensor  # (n, 6) fp32, the sizes that SDXL is told
     weights: Tensor  # (n,) of each sample's loss; they add up to 1 (+ the prior's weight) over an optimiser step
+    masks: Tensor | None = None  # (n, 1, h, w) fp32 ≥ 0, of the loss at each place
+    extra: Tensor | None = None  # (n, c, h, w): more noise for the input than the target knows of
 
     def to(self, device: torch.device) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "captions"}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,10 @@ def batches(sources: Sequence[Source], config: TrainConfig, step: int, total: in
 
 def _timesteps(source: Source, config: TrainConfig, step: int, total: int) -> Tensor:
     count = source.batch_size * config.accumulate
-    return draws.timesteps(count, total, config.stratified, config.seed, f"timesteps of {source.name}", step)
+    u = draws.quantiles(count, config.stratified, config.seed, f"timesteps of {source.name}", step)
+    own = config.timesteps
+    normal = {"mean": own.mean or 0.0, "deviation": own.deviation or 1.0}
+    return placed(u, total, own.min, own.max, own.distribution, **normal, shift=own.shift)
 
 
 def _samples(source: Source, config: TrainConfig, step: int, micro: int, timesteps: Tensor) -> Batch:
@@ -62,14 +68,22 @@ def _samples(source: Source, config: TrainConfig, step: int, micro: int, timeste
     latents = torch.stack([data.latents[row, v] for row, v in zip(rows, view, strict=True)])
     return Batch(
         latents,
-        torch.stack([draws.normal(tuple(latents.shape[1:]), seed, f"noise of {source.name}", n) for n in numbers]),
+        torch.stack([noising.drawn(x, config.noise, seed, source.name, n) for x, n in zip(latents, numbers, strict=True)]),
         timesteps[micro * size : (micro + 1) * size],
         tuple(None if drop else data.captions[row] for row, drop in zip(rows, dropped, strict=True)),
         time_ids([data.sizes[row] for row in rows]),
         torch.full((size,), source.weight / (size * config.accumulate)),
+        extra=_extra(latents, source, config, numbers),
     )
 
 
+def _extra(latents: Tensor, source: Source, config: TrainConfig, numbers: range) -> Tensor | None:
+    if not config.noise.input_perturbation:
+        return None
+    return torch.stack([noising.extra(x, config.noise, config.seed, source.name, n) for x, n in zip(latents, numbers, strict=True)])
+
+
 def _joined(parts: Sequence[Batch]) -> Batch:
-    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "noise", "timesteps", "time_ids", "weights")}
+    names = [f.name for f in fields(Batch) if f.name != "captions" and getattr(parts[0], f.name) is not None]
+    tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
     return Batch(**tensors, captions=tuple(caption for part in parts for caption in part.captions))

@@ -34,10 +34,13 @@ def pick(position: int, count: int, seed: int, purpose: str) -> int:
     return int(_order(count, seed, purpose, position // count)[position % count])
 
 
-def timesteps(count: int, total: int, stratified: bool, seed: int, purpose: str, step: int) -> Tensor:
-    """(count,) of 0 … total − 1, each uniform; if stratified, one from each of `count` equal strata, in a random order."""
+def quantiles(count: int, stratified: bool, seed: int, purpose: str, step: int) -> Tensor:
+    """(count,) in [0, 1), fp64, each uniform; if stratified, one from each of `count` equal strata, in a random order."""
     source = generator(seed, purpose, step)
     u = torch.rand(count, generator=source, dtype=torch.float64)
-    if stratified:
-        u = (torch.randperm(count, generator=source) + u) / count
-    return (u * total).long().clamp(max=total - 1)
+    return (torch.randperm(count, generator=source) + u) / count if stratified else u
+
+
+def timesteps(count: int, total: int, stratified: bool, seed: int, purpose: str, step: int) -> Tensor:
+    """(count,) of 0 … total − 1, each uniform; see `quantiles`."""
+    return (quantiles(count, stratified, seed, purpose, step) * total).long().clamp(max=total - 1)

@@ -10,7 +10,7 @@ from sdlora.training.config import TrainConfig
 
 # What may differ between the command that began a run and the one that goes on with it: nothing of this changes the adapter.
 # The images' contents are compared by their hash instead.
-FREE = {"images", "output", "save_every", "cache", "samples", "device", "gradient_checkpointing"}
+FREE = {"images", "output", "save_every", "cache", "samples", "device", "gradient_checkpointing", "explosion"}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -13,15 +14,18 @@ from torch import nn
 from sdlora import apply, files, hardware, models
 from sdlora.data import Cache, Encoded, encode, fingerprint
 from sdlora.errors import SdloraError
+from sdlora.families import EPSILON
 from sdlora.models import Components
+from sdlora.schedule import zero_terminal
 from sdlora.training import layout as layouts
-from sdlora.training import metrics, placement, planning, prior, text
+from sdlora.training import metrics, optimizers, placement, planning, prior, text
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout
 from sdlora.training.loop import steps
 from sdlora.training.progress import Silent, Terminal
-from sdlora.training.run import Run, adamw, metadata, trainable
+from sdlora.training.run import Run, metadata
+from sdlora.training.trainable import trainable
 
 Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
 
@@ -49,12 +53,27 @@ def train(
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None
-    components = components or loaded(config, report.say)
+    components = rescaled(components, config) if components else loaded(config, report.say)
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
     layouts.begin(place, config)
-    with placement.prepared(components, config), placement.deterministic(components.device), report:
+    with report, underway(config, components, found, report, imagine) as run:
+        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
+            with hardware.compiled(components.unet, config.compile):
+                return _carry_out(run, place, draw, report)
+
+
+@contextmanager
+def underway(
+    config: TrainConfig, components: Components, found: list, report: Silent, imagine: prior.Imagine | None = None
+) -> Iterator[Run]:
+    """A run at step 0, its updates on `components`, everything encoded; afterwards the components are as they were.
+
+    `config` is settled and fitted, `found` the images that planning.checked gave.
+    """
+    place = Layout(config.output)
+    with placement.prepared(components, config), placement.deterministic(components.device):
         cache = Cache(config.cache or place.cache)
         sources = [Source("images", _encoded(found, components, config, cache, report), config.batch_size, 1.0)]
         if config.prior.on:
@@ -63,10 +82,7 @@ def train(
             sources.append(Source("prior", _encoded(own, components, config, cache, report), config.priors_per_batch, config.prior.weight))
         identity = {"base model": components.hash, "images": fingerprint(found)}
         try:
-            run = _run(config, components, sources, cache, identity)
-            with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
-                with hardware.compiled(components.unet, config.compile):
-                    return _carry_out(run, place, draw, report)
+            yield _run(config, components, sources, cache, identity)
         finally:
             apply.eject(components.modules)
 
@@ -75,7 +91,19 @@ def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Com
     """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for."""
     where = placement.device(config.device)
     dtype = hardware.dtype(placement.precision(config.precision, where))
-    return models.load(config.base, where, dtype, say=None if config.base in models.BUILT_IN else say, **config.reading)
+    said = None if config.base in models.BUILT_IN else say
+    return rescaled(models.load(config.base, where, dtype, say=said, **config.reading), config)
+
+
+def rescaled(components: Components, config: TrainConfig) -> Components:
+    """The base with a noise schedule that ends in pure noise, if the settings say so; it shares all networks with the one given."""
+    if not config.noise.zero_snr or components.alphas_bar[-1] == 0:
+        return components
+    if components.prediction == EPSILON:
+        raise SdloraError(
+            f"noise.zero_snr needs a base that predicts v, and {components.name} predicts ε, which of pure noise says nothing; leave it out"
+        )
+    return replace(components, alphas_bar=zero_terminal(components.alphas_bar))
 
 
 def unused(run: Run) -> list[nn.Module]:
@@ -119,7 +147,8 @@ def _run(config: TrainConfig, components: Components, sources: list[Source], cac
     parameters, groups = trainable(components, config)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
-    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates, scaler)
+    optimizer = optimizers.build(groups, config.optimizer.name, config.weight_decay, config.optimizer.arguments)
+    return Run(config, components, sources, prompts, identity, parameters, optimizer, rates, scaler)
 
 
 def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:

@@ -1,0 +1,81 @@
+"""A new benchmark against a recorded one: ratios within one run, ours over the reference, never seconds.
+
+A machine, its load and its number of cores change both times of a ratio alike, or nearly; what changes the ratio is the code.
+It counts as worse only where the two intervals do not touch.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.benchmark import result
+from sdlora.benchmark.conditions import CONDITIONS
+from sdlora.benchmark.names import OVER
+from sdlora.benchmark.statistics import Comparison
+from sdlora.benchmark.training import config as training_config
+from sdlora.benchmark.training import result as training_result
+from sdlora.errors import SdloraError
+
+HEADER = ("ratio", "new", "interval", "recorded", "interval", "outcome")
+ALLOWED = 0.02  # by so much a ratio may lie beyond the recorded interval: no two machines are quite alike
+
+
+@dataclass(frozen=True)
+class Compared:
+    name: str  # "a / b": time of a over time of b
+    new: Comparison
+    recorded: Comparison
+
+    @property
+    def worse(self) -> bool:
+        return self.new.low > self.recorded.high * (1 + ALLOWED)
+
+    @property
+    def better(self) -> bool:
+        return self.new.high * (1 + ALLOWED) < self.recorded.low
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        both = [cell for c in (self.new, self.recorded) for cell in (f"{c.ratio:.3f}", f"{c.low:.3f} … {c.high:.3f}")]
+        return (self.name, *both, "worse" if self.worse else "better" if self.better else "as recorded")
+
+
+def compare(new: Path, recorded: Path) -> list[Compared]:
+    """The ratios that both files have; SdloraError if there are none, and for files of different kinds."""
+    if kind(new) != kind(recorded):
+        raise SdloraError(f"{new} is {kind(new)} and {recorded} is {kind(recorded)}; compare like with like")
+    before, now = dict(ratios(recorded)), dict(ratios(new))
+    found = [Compared(name, now[name], before[name]) for name in before if name in now]
+    if not found:
+        raise SdloraError(f"{new} and {recorded} have no ratio of ours to the reference in common; measure the same conditions")
+    return found
+
+
+def ratios(path: Path) -> Iterator[tuple[str, Comparison]]:
+    """Ours over the reference, each that one file has. Not ours over our own base: that one rises when the base gets faster."""
+    if kind(path) == training_result.FORMAT:
+        trained = training_result.analyse(training_result.read(path))
+        for pair in trained.pairs if trained else ():
+            if pair.contender == training_config.OURS:
+                yield pair.contender + OVER + pair.against, pair.comparison
+        return
+    drawn = result.analyse(result.read(path))
+    for one in (*drawn.pairs, *drawn.handling) if drawn else ():
+        if theirs(one.against) and not theirs(one.condition):
+            yield one.condition + OVER + one.against, one.comparison
+
+
+def theirs(name: str) -> bool:
+    """Whether a condition, or an operation, is the reference's."""
+    return CONDITIONS[name].stock if name in CONDITIONS else "(PEFT)" in name
+
+
+def kind(path: Path) -> str:
+    """The format that a file says it has; SdloraError for one that cannot be read."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["format"])
+    except OSError as error:
+        raise SdloraError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SdloraError(f"{path} is not the JSON of a benchmark: {error}") from error
