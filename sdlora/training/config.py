@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from sdlora import apply
 from sdlora.apply.targets import DEFAULT, TARGETS
-from sdlora.config import NameOrFolder, Settings
+from sdlora.config import BaseModelName, Settings
+from sdlora.data.settings import DataSettings
 from sdlora.errors import nearest
 from sdlora.training import contradictions
 from sdlora.training.optimizers import KINDS
@@ -59,16 +60,13 @@ class Part(Settings):
         return self.rank is None and self.alpha is None and self.learning_rate is None
 
 
-class TrainConfig(Settings):
-    images: Path  # folder of pictures, each with a caption in a .txt file of the same stem
+class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlora/data/settings.py
     output: Path  # the run folder
-    base: NameOrFolder = "emoji"  # a built-in name, or a folder in diffusers' layout
+    base: BaseModelName = "emoji"  # a built-in name, a file, a folder in diffusers' layout, or a cached Hub id
     vae: Path | None = None  # a folder or file with another VAE than the base's own
     family: Literal["sd1", "sd2", "sdxl"] | None = None  # None: found from the base's tensors
     prediction: Literal["epsilon", "v_prediction"] | None = None  # None: found from the base's tensors and configuration
     variant: str | None = None  # of the files in a folder: fp16, say
-    trigger: tuple[str, ...] | str = ()  # the word or words in the captions that call the adapter; recorded in the file
-    caption: str | None = None  # for images without a .txt file
     name: str = ""  # the adapter's title; empty: the name of the image folder
     format: Literal["kohya", "peft"] = "kohya"
 
@@ -103,13 +101,9 @@ class TrainConfig(Settings):
     explosion: NotNegative = 10.0  # stop if the loss's running median grows that many times; 0: never
     min_snr: NotNegative = 5.0  # γ of arXiv:2303.09556; 0: all timesteps weigh alike
     stratified: bool = True  # each timestep of a batch from a stratum of its own: less noise in the gradient, the same mean
-    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of samples that are trained with an empty caption
-    flip: bool = False  # mirror every other sample, by chance
-    resolution: Annotated[int, Field(ge=8)] | None = None  # pixels; None: the base's own
 
     seed: Annotated[int, Field(ge=0)] = 0
     save_every: CountOrNone = 100  # steps between saved adapters, states and samples; 0: only at the end
-    cache: Path | None = None  # folder for latents and embeddings; None: in the run folder
     device: str = "auto"  # cuda, mps or cpu
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of base and products; trained numbers, loss and optimiser are fp32
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
@@ -170,11 +164,6 @@ class TrainConfig(Settings):
         return rate
 
     @property
-    def triggers(self) -> tuple[str, ...]:
-        words = (self.trigger,) if isinstance(self.trigger, str) else self.trigger
-        return tuple(word for word in words if word)
-
-    @property
     def title(self) -> str:
         return self.name or self.images.name
 
@@ -207,8 +196,7 @@ class TrainConfig(Settings):
             "min_snr": self.min_snr if weighting == "min_snr" else 0.0,
             "loss": self.loss.model_copy(update={"weighting": weighting}),
             "output": self.output.absolute(),
-            "images": self.images.absolute(),
-            "vae": self.vae and self.vae.absolute(),
+            **{name: path.absolute() for name in ("images", "regularisation", "metadata", "vae") if (path := getattr(self, name))},
         }
         return self.model_copy(update=changes)
 

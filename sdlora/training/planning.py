@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sdlora import models
-from sdlora.captions import contains
-from sdlora.data import folder, pictures
-from sdlora.data.folder import Example
-from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
-from sdlora.training import words
+from sdlora.training import sources, words
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout, agree
 from sdlora.training.run import read_state
@@ -48,26 +44,12 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """SdloraError for anything wrong that can be known before the weights are read."""
     config = config.settled()
-    found = checked(config)
+    found = sources.gathered(config)
     targets = targets_of(config)
     layout = Layout(config.output)
     agree(layout, config)
     done = read_state(layout.state)["step"] if layout.state.exists() else 0
-    return Plan(config, len(found), targets, done)
-
-
-def checked(config: TrainConfig) -> list[Example]:
-    """The images, each a readable file, with the trigger in at least one caption."""
-    found = folder.scan(config.images, config.caption)
-    for example in found:
-        pictures.check(example.path)
-    for trigger in config.triggers:
-        if not any(contains(example.caption, trigger) for example in found):
-            raise SdloraError(
-                f"the trigger {trigger!r} is in none of the {len(found)} captions of {config.images} (the first: {found[0].caption!r}); "
-                "put it into the captions, or leave trigger out"
-            )
-    return found
+    return Plan(config, len(found.images), targets, done)
 
 
 def targets_of(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None) -> tuple[Target, ...]:

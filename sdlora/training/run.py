@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sdlora import apply, atomic, files
 from sdlora.adapter import Adapter
 from sdlora.apply.inject import Trained
+from sdlora.captions import tags as tags_of
 from sdlora.errors import SdloraError
 from sdlora.models import Components
 from sdlora.training import optimizers, schedule, words
@@ -115,11 +116,12 @@ def read_state(path: Path) -> dict[str, Any]:
 def metadata(run: Run) -> dict[str, str]:
     """The file's header: what the adapter is, what it was made from and how. No path of this machine."""
     config = run.config
-    settings = config.model_dump(mode="json", exclude={"images", "output", "cache", "base", "vae", "device", "samples", "save_every"})
+    places = {"images", "folders", "regularisation", "metadata", "strict", "output", "cache", "base", "vae", "device"}
+    settings = config.model_dump(mode="json", exclude=places | {"samples", "save_every"})
     captions = run.sources[0].data.captions
     tags: dict[str, int] = {}
     for caption in captions:
-        for tag in (part.strip() for part in caption.split(",")):
+        for tag in tags_of(caption):
             tags[tag] = tags.get(tag, 0) + 1
     return files.header(
         run.adapter().layers,
@@ -131,6 +133,6 @@ def metadata(run: Run) -> dict[str, str]:
         targets=config.targets,
         triggers=config.triggers,
         tag_frequency={config.images.name: tags},
-        resolution=config.resolution,
+        resolution=max(config.resolutions),
         settings=settings | {"images": len(captions), "images_hash": run.identity["images"]},
     ) | words.header(config)
