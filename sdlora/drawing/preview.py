@@ -116,7 +116,7 @@ def to_file(components: Components, path: Path, every: int) -> Callable[[State],
         try:
             with replacing(path) as temporary:
                 strip.save(temporary, format="PNG")
-        except OSError:
+        except (OSError, SdloraError):
             pass  # a preview that cannot be written is no reason to lose the picture
 
     return each(components, every, show)
