@@ -162,7 +162,7 @@ def test_the_bare_text_is_enough_where_the_json_is_lost(run, tmp_path: Path, com
     first = newest(tmp_path / "out")
     with Image.open(first) as image:
         text = image.info["parameters"]
-    found = recall._foreign(parsed(text), "x.png", {})
+    found = recall._foreign(parsed(text), "x.png")
     assert not found.warnings and found.model == ("tiny", components.hash[:10])
     assert requests(reading.merged(found.settings))[0] == Request(
         "a cat\n(face:1.2)", seed=7, steps=2, guidance=3.3, sampler="DPM++ 2M", schedule="Karras", width=64, height=64
@@ -302,7 +302,7 @@ def test_an_unknown_sampler_in_a_picture_is_named_with_the_nearest(tmp_path: Pat
 def test_text_and_json_of_a_picture_say_the_same(components):
     """What the text says comes back as the settings it was written from."""
     request = Request("a cat", "blue", 5, 9, 3.5, 64, 80, clip_skip=2, emphasis="No norm", sampler="DPM2 a", eta=0.5, s_noise=1.01)
-    found = recall._foreign(parsed(written(record.settings(components, request))), "x", {})
+    found = recall._foreign(parsed(written(record.settings(components, request))), "x")
     (again,) = requests(reading.merged(found.settings))
     assert again.method == request.method
     same = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "clip_skip", "emphasis", "noise")
@@ -318,25 +318,10 @@ def test_hashes_are_the_files_own_where_the_vae_is_another(components):
     }
     text = parsed(written(settings)).fields
     assert (text["Model hash"], text["VAE"], text["VAE hash"]) == ("2222222222", "vae-ft", "3333333333")
-    found = recall._foreign(parsed(written(settings)), "x.png", {})
+    found = recall._foreign(parsed(written(settings)), "x.png")
     assert recall.check(found, with_vae, {}) == []
     (warning,) = recall.check(found, components, {"base": True})[1:]
     assert "VAE vae-ft (3333333333)" in warning and "the base's own" in warning
-
-
-def test_a_picture_made_from_others_finds_them_by_their_contents_and_names_them_else(run, tmp_path: Path):
-    for name, colours in (("init", ("red", "blue")), ("mask", ("black", "white"))):
-        image = Image.new("RGB", (64, 64), colours[0])
-        image.paste(colours[1], (16, 16, 48, 48))
-        image.save(tmp_path / f"{name}.png")
-    words = ["--init", tmp_path / "init.png", "--denoise", "0.6", "--mask", tmp_path / "mask.png", "--masked-content", "noise"]
-    run("a cat", *words, "--steps", "4", "--variation-seed", "5", "--variation-strength", "0.3")
-    first = newest(tmp_path / "out")
-    assert (pixels(run_again(first, tmp_path / "again")) == pixels(first)).all()
-    (tmp_path / "init.png").unlink()
-    with pytest.raises(SdloraError, match=r"drawn with the init init\.png \(\w{10}\), which is not known here; give it with --init"):
-        recall.recalled(first)
-    assert recall.recalled(first, given={"init": "x"}).settings["mask"] == str(tmp_path / "mask.png")
 
 
 def test_a_hires_picture_is_drawn_again_and_its_text_says_so(run, tmp_path: Path):
@@ -346,16 +331,8 @@ def test_a_hires_picture_is_drawn_again_and_its_text_says_so(run, tmp_path: Path
     text = images.carried(first).text
     wanted = {"Denoising strength": "0.5", "Hires upscale": "1.5", "ENSD": "7", "Size": "64x64"}
     assert {key: text.fields[key] for key in wanted} == wanted
-    (again,) = requests(reading.merged(recall._foreign(text, "x", {}).settings))
+    (again,) = requests(reading.merged(recall._foreign(text, "x").settings))
     assert (again.hires, again.hires_denoise, again.upscaler.name, again.ensd) == (1.5, 0.5, "Lanczos", 7)
-
-
-def test_what_a1111_made_from_a_picture_asks_for_that_picture():
-    text = parsed(A1111.replace("Token merging ratio: 0.5", "Denoising strength: 0.6, Mask blur: 4"))
-    found = recall._foreign(text, "x.png", {})
-    assert [w for w in found.warnings if "says denoise 0.6, but not init; --init gives it" in w]
-    assert [w for w in found.warnings if "says mask_blur 4.0, but not mask; --mask gives it" in w]
-    assert recall._foreign(text, "x.png", {"init": "a", "mask": "b"}).settings["denoise"] == 0.6
 
 
 # --- prompts from a file, and runs that go on

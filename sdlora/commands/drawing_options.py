@@ -11,7 +11,7 @@ import typer
 
 from sdlora.drawing.settings import OPTIONS, Drawing
 
-TEXTS = (int | str, int | str | None)  # settings that a file may give as another type, and the command line as a word
+TEXTS = (int | str,)  # settings that a file may give as another type, and the command line as a word
 
 
 def options(leave: Sequence[str] = ()) -> list[inspect.Parameter]:

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import images, models
-from sdlora.drawing import places, reading
+from sdlora.drawing import origins, places, reading
 from sdlora.drawing.settings import PICTURE, scope
 from sdlora.errors import SdloraError
 from sdlora.generation import record
-from sdlora.generation.demands import NEEDS
 from sdlora.generation.noise import source_name
-from sdlora.generation.sources import described
 from sdlora.generation.upscale import upscaler
-from sdlora.infotext import FORBIDDEN, Infotext
+from sdlora.infotext import CONTENTS, FORBIDDEN, Infotext
 from sdlora.models import Components
 from sdlora.prompts import extract, library
 from sdlora.strength import strength as strength_of
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 SILENT = {"Version", "User", "Hashes", "Lora hashes", "Model", "VAE"}  # used elsewhere here, or without a part in the picture
-LATER = {"original_size", "crop", "target_size", "precision", "apply", "init", "mask"}  # of the JSON: taken in a way of their own
+LATER = {"original_size", "crop", "target_size", "precision", "apply", *origins.NAMES}  # of the JSON: taken in a way of their own
 READ = LATER | {"prompt", "seed", "base", "adapters", "version", "device"}
 
 
@@ -46,24 +44,21 @@ def recalled(path: str | Path, folders: Sequence[str | Path] = (), given: Mappin
 
     SdloraError where the picture carries nothing, or an adapter, a base or a VAE is not to be found.
     """
-    carried, said = images.carried(path), given or {}
+    carried, said, pictures = images.carried(path), given or {}, dict[str, Any]()
     if carried.settings is not None and "prompt" in carried.settings:
         try:
             found, wanted = _own(carried.settings, Path(path).name), [_adapter(a) for a in carried.settings.get("adapters", [])]
+            pictures = origins.found(carried.settings, Path(path), said)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise SdloraError(f"the settings in {path} are damaged ({error}); it cannot be drawn again") from error
     elif carried.text is not None:
-        found, wanted = _foreign(carried.text, Path(path).name, said), _tagged(carried.text)
+        found, wanted = _foreign(carried.text, Path(path).name), _tagged(carried.text)
+        origins.check(found.settings, said, found.source)
     else:
         raise SdloraError(f"{path} carries no settings: neither sdlora's nor AUTOMATIC1111's; many programs drop them on saving")
-    settings = {**found.settings, **_models(found, said)}
+    settings = {**found.settings, **pictures, **_models(found, said)}
     if "base" in said:
         settings.pop("prediction", None)  # it was the other base's
-    for name in {"init", "mask"} - said.keys():
-        if isinstance(source := (carried.settings or {}).get(name), dict):
-            settings[name] = str(_picture(source, Path(path), name))
-        elif source is not None:
-            settings[name] = source
     search = _Search(found.source, folders)
     if "adapter" not in said:
         settings["adapter"] = tuple(f"{search.file(a)}={a['strength']}" for a in wanted if "tag" not in a)
@@ -138,7 +133,6 @@ def _size(text: str) -> dict[str, Any]:
     return {"width": int(width), "height": int(height)}
 
 
-CONTENTS = {"original": "original", "latent noise": "noise", "latent nothing": "nothing"}
 FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settings
     "Steps": _as("steps", int),
     "Sampler": _as("sampler"),
@@ -156,7 +150,7 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Sigma noise": _as("s_noise", float),
     "Emphasis": _as("emphasis"),
     "ENSD": _as("ensd", int),
-    "Variation seed": _as("variation_seed", lambda text: str(int(text))),
+    "Variation seed": _as("variation_seed", int),
     "Variation seed strength": _as("variation_strength", float),
     "Denoising strength": _as("denoise", float),  # of the second pass, where there is one: see _foreign
     "Hires upscale": _as("hires", float),
@@ -165,13 +159,13 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Mask blur": _as("mask_blur", float),
     "Inpaint area": lambda text: {},
     "Masked area padding": _as("only_masked", int),
-    "Masked content": _as("masked_content", lambda text: CONTENTS[text.lower()]),
+    "Masked content": _as("masked_content", lambda text: {content: name for name, content in CONTENTS.items()}[text]),
     "Model hash": lambda text: {},
     "VAE hash": lambda text: {},
 }
 
 
-def _foreign(text: Infotext, source: str, said: Mapping[str, Any]) -> Recalled:
+def _foreign(text: Infotext, source: str) -> Recalled:
     """The settings of an infotext. Fields that are not known, or not readable, are warnings."""
     names = set(scope(PICTURE))
     own = text.fields.get("Version", "").startswith("sdlora")
@@ -189,11 +183,10 @@ def _foreign(text: Infotext, source: str, said: Mapping[str, Any]) -> Recalled:
             warnings.append(f"{source} says {key}: {value[:60]}, which cannot be read; it is left out")
         else:
             settings |= {name: given for name, given in found.items() if name in names}
-    if "hires" in settings and "denoise" in settings:
-        settings["hires_denoise"] = settings.pop("denoise")
-    for name, needed in NEEDS.items():
-        if name in settings and needed not in settings and needed not in said:
-            warnings.append(f"{source} says {name} {settings.pop(name)}, but not {needed}; --{needed.replace('_', '-')} gives it")
+    if "denoise" in settings and any(key.startswith("Hires") for key in text.fields):
+        settings["hires_denoise"] = settings.pop("denoise")  # one name for both, since AUTOMATIC1111 never has both
+    if not own and "width" in settings:
+        settings["floor"] = True
     if text.rest:
         warnings.append(f"{source} has further text behind its settings, which is left out: {text.rest.splitlines()[0][:60]}")
     if not text.fields:
@@ -230,17 +223,6 @@ def _models(found: Recalled, said: Mapping[str, Any]) -> dict[str, Any]:
     if found.vae[1] and "vae" not in said and (place := places.seen(found.vae[1])):
         result["vae"] = place
     return result
-
-
-def _picture(source: Mapping[str, Any], drawn: Path, option: str) -> Path:
-    """The file of an init picture or a mask: by its contents where it was used last, or beside the picture that was drawn from it."""
-    digest, name = source.get("sha256", ""), source.get("file")
-    beside = [drawn.parent / name] if name else []
-    for path in [*([place] if (place := places.seen(digest)) else []), *beside]:
-        if path.is_file() and described(path)["sha256"] == digest:
-            return path
-    which = f"{name or 'a picture in memory'} ({digest[:10]})"
-    raise SdloraError(f"{drawn.name} was drawn with the {option} {which}, which is not known here; give it with --{option}")
 
 
 class _Search:

@@ -10,7 +10,7 @@ from sdlora.errors import SdloraError
 from sdlora.generation import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.strength import Strength
 
-TRANSLATED = {"prompt", "seed", "variation_seed", "adapter", "original", "crop", "target"}  # the others are Request's
+TRANSLATED = {"prompt", "seed", "adapter", "original", "crop", "target"}  # the others are Request's
 PLAIN = tuple(name for name in scope(PICTURE) if name in {f.name for f in fields(Request)} - TRANSLATED)
 
 
@@ -18,11 +18,7 @@ def requests(drawing: Drawing) -> list[Request]:
     """Prompts outermost. SdloraError for what no picture can be drawn from."""
     if not drawing.prompt:
         raise SdloraError("there is no prompt; give one in quotes, or --from PICTURE, --settings FILE or --prompts FILE")
-    seeds, common, others = parse_seeds(str(drawing.seed)), _common(drawing), list[int | None]([None])
-    if drawing.variation_seed is not None:
-        others = list(parse_seeds(str(drawing.variation_seed), "--variation-seed"))
-    varied = [(text, seed, other) for text in drawing.prompt for seed in seeds for other in others]
-    return [Request(text, seed=seed, variation_seed=other, **common) for text, seed, other in varied]
+    return [Request(text, seed=seed, **_common(drawing)) for text in drawing.prompt for seed in parse_seeds(str(drawing.seed))]
 
 
 def chosen(drawing: Drawing) -> list[tuple[Path, Strength]]:

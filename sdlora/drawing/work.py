@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from sdlora import atomic, files, generation, hardware, images
-from sdlora.drawing import places, preview, prompt_files, reading, recall, runs
+from sdlora.drawing import origins, places, preview, prompt_files, reading, recall, runs
 from sdlora.drawing.batches import batches
 from sdlora.drawing.crew import Crew
 from sdlora.drawing.recall import Recalled
@@ -16,7 +16,6 @@ from sdlora.drawing.settings import Drawing
 from sdlora.drawing.translate import requests
 from sdlora.errors import SdloraError
 from sdlora.generation import Picture, Request, State, record
-from sdlora.generation.sources import ALPHA, described
 from sdlora.models import Components
 from sdlora.prompts import extract, library
 
@@ -128,9 +127,8 @@ def _ways(components: Components, drawing: Drawing, wanted: Sequence[Request]) -
     found = {name: Path(path) for request in wanted for name, path in request.tagged}
     found |= {path: Path(path) for request in wanted for path, _ in request.adapters}
     named = generation.load_named(components, found, files.Library(budget))
-    pictures = {str(source) for request in wanted for source in (request.init, request.mask) if isinstance(source, str | Path)} - {ALPHA}
-    seen = {described(path)["sha256"]: path for path in sorted(pictures)}
-    places.remember({record.hashes(path)["hash"]: str(path) for path in found.values()} | seen)
+    origins.remember(wanted)
+    places.remember({record.hashes(path)["hash"]: str(path) for path in found.values()})
     return {"named": named, "offload": hardware.device(drawing.device) if drawing.offload else None, "apply": drawing.apply}
 
 

@@ -140,18 +140,18 @@ class Request:
         return self.guidance != 1 or [part.weight for part in self.parts] != [1.0]
 
 
-def parse_seeds(text: str, option: str = "--seed") -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """ "1-4" -> 1, 2, 3, 4;  "1,5,9" -> 1, 5, 9;  both mix. Each seed once, in the order given."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not _number(first) or (dash and not _number(last)):
-            raise SdloraError(f"{option} {text!r}: {part.strip()!r} is no seed; write one as 7, several as 1,5,9 or 1-4")
+            raise SdloraError(f"--seed {text!r}: {part.strip()!r} is no seed; write one as 7, several as 1,5,9 or 1-4")
         span = range(int(first), int(last or first) + 1)
         if not span:
-            raise SdloraError(f"{option} {text!r}: {part.strip()!r} runs backwards; write it as {last}-{first}")
+            raise SdloraError(f"--seed {text!r}: {part.strip()!r} runs backwards; write it as {last}-{first}")
         if len(span) > MOST_SEEDS:
-            raise SdloraError(f"{option} {text!r}: {len(span):,} seeds; at most {MOST_SEEDS:,} at a time")
+            raise SdloraError(f"--seed {text!r}: {len(span):,} seeds; at most {MOST_SEEDS:,} at a time")
         seeds |= dict.fromkeys(span)
     return list(seeds)
 

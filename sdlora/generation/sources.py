@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageColor, ImageOps
 
-from sdlora.data.pictures import flattened
+from sdlora.data.pictures import flattened, opacity
 from sdlora.errors import SdloraError, nearest
 
 Source = str | Path | Image.Image
@@ -23,10 +23,10 @@ def picture(source: Source, background: str = "white") -> Image.Image:
 def mask(source: Source, init: Source) -> Image.Image:
     """L: 255 is redrawn, 0 stays. `source` may be ALPHA. SdloraError if it cannot be read, or has another size than `init`."""
     if source == ALPHA:
-        image = _upright(init)
-        if not image.has_transparency_data:
+        clear = opacity(_upright(init))
+        if clear is None:
             raise SdloraError(f"mask is alpha, and {name(init)} has no transparency; give a picture as mask, white where it is redrawn")
-        return ImageOps.invert(image.convert("RGBA").getchannel("A"))
+        return ImageOps.invert(clear)
     image = flattened(_upright(source), "black").convert("L")
     height, width = extent(init)
     if image.size != (width, height):

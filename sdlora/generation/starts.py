@@ -55,7 +55,8 @@ def check(requests: Sequence[Request]) -> None:
     """SdloraError if an init picture or a mask cannot be read, or a mask does not belong to its picture; each is looked at once."""
     seen: set[tuple[object, ...]] = set()
     for request in requests:
-        key = tuple(source if isinstance(source, str | Path) else id(source) for source in (request.init, request.mask))
+        pair = (source if isinstance(source, str | Path) else id(source) for source in (request.init, request.mask))
+        key = (*pair, request.only_masked is None)
         if request.init is not None and key not in seen:
             sources.extent(request.init)
             if request.mask is not None:
