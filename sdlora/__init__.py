@@ -12,6 +12,7 @@ _PUBLIC = {
     "Components": ("sdlora.models", "Components"),
     "load_base": ("sdlora.models", "load"),
     "load_adapter": ("sdlora.files", "load"),
+    "Library": ("sdlora.files", "Library"),
     "save_adapter": ("sdlora.files", "save"),
     "stacked": ("sdlora.apply", "stacked"),
     "fused": ("sdlora.apply", "fused"),

@@ -31,6 +31,8 @@ class Components:
     prediction: str  # what the U-Net says: "epsilon" or "v_prediction"
     hash: str  # sha256 of the single file, or over a folder's weight files; with a VAE of its own, over both
     zeros_for_empty: bool = False  # without a prompt the U-Net is told zeros and not an encoded "" (SDXL)
+    own_hash: str = ""  # sha256 of the base's files alone; differs from `hash` where the VAE is another
+    vae_file: tuple[str, str] | None = None  # name and sha256 of a VAE that is not the base's own
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -160,6 +162,8 @@ def load(
         foretold,
         _identity(found),
         found.zeros_for_empty,
+        hashes.sha256(found.files),
+        (Path(vae).expanduser().stem, hashes.sha256(found.vae_files)) if vae is not None and found.vae_files else None,
     )
 
 

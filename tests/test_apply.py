@@ -135,12 +135,11 @@ def test_changing_strengths_does_not_recompile_a_compiled_model(components, rand
 
 
 def test_each_image_of_a_batch_can_have_its_own_strengths(components, random_adapter):
-    """What a (batch, Σr) matrix in place of the vector gives: row i is the model with the strengths i."""
+    """What a (batch, Σr) matrix in place of the vector gives: row i is the model with the strengths i. More of it in test_rows.py."""
     adapter = random_adapter(components.modules, ("attention", "convolutions"))
     x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 600]), torch.randn(2, 77, 128)
     with stacked(components.modules, [(adapter, 1.0)]) as stack, torch.no_grad():
-        for joined in stack.joined.values():
-            joined.strengths = torch.stack([joined.strengths, 0.5 * joined.strengths])
+        stack.set_rows([[1.0], [0.5]])
         both = components.unet(x, t, context).sample
     for i, eta in enumerate((1.0, 0.5)):
         with stacked(components.modules, [(adapter, eta)]), torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 from sdlora import conditioning, generation, models
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, conditions
+from sdlora.generation.adapters import TextState
 from sdlora.generation.schedules import schedule
 
 STEPS = 4  # 999 / 3 is whole, so that diffusers' timesteps are the training's and both know their σ without interpolating
@@ -132,8 +133,9 @@ def test_sdxl_reads_the_last_layer_but_one_whatever_the_clip_skip_and_refuses_wh
 def test_sdxls_pooled_vector_is_the_one_of_the_first_chunk(loaded):
     base = loaded("sdxl")
     texts = conditions.Texts(base, base.device)
-    first = texts.timed("a cat", Request("a cat", steps=STEPS), None).at(0)
-    both = texts.timed("a cat BREAK a dog", Request("a cat", steps=STEPS), None).at(0)
+    plain = TextState((), lambda: None)
+    first = texts.timed("a cat", Request("a cat", steps=STEPS), plain).at(0)
+    both = texts.timed("a cat BREAK a dog", Request("a cat", steps=STEPS), plain).at(0)
     assert both.context.shape[1] == 2 * 77 and torch.equal(both.context[:, :77], first.context)
     assert torch.equal(both.pooled, first.pooled)
     assert torch.equal(first.context, conditioning.encode_text(base, ["a cat"]).context)

@@ -8,27 +8,38 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sdlora"
 FLOORS = (  # by the first name below sdlora; a new module has to be given its place here
     {"errors", "atomic", "config", "families", "imports"},
-    {"layers", "schedule", "captions", "images", "sheet", "origin", "strength", "prompts"},
+    {"layers", "schedule", "captions", "images", "infotext", "sheet", "origin", "strength", "prompts"},
     {"adapter", "loss"},
     {"kinds", "matching"},
     {"formats", "checkpoints"},
     {"models", "hardware", "conditioning", "latents", "files", "apply"},
     {"data"},
     {"training", "generation"},
-    {"benchmark", "demo"},
+    {"benchmark", "demo", "drawing"},
     {"commands", "cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {frozenset({"training", "generation"})}  # on one floor, and yet neither knows the other
 HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "diffusers", "transformers", "accelerate", "safetensors", "pydantic"}
-VALIDATES = {
+VALIDATES = {  # the modules that may know pydantic
     "config",
     "training.config",
-    "generation.request",
+    "drawing.reading",
     "benchmark.config",
     "benchmark.training.config",
-}  # the modules that may know pydantic
-ORACLES = {"peft", "lycoris", "k_diffusion", "torchsde", "pytest", "emoji", "shared"}  # never needed at run time
+}
+ORACLES = {  # never needed at run time
+    "peft",
+    "lycoris",
+    "k_diffusion",
+    "torchsde",
+    "piexif",
+    "sd_parsers",
+    "sd_prompt_reader",
+    "pytest",
+    "emoji",
+    "shared",
+}
 
 Import = tuple[str, bool]  # what is imported, dotted; whether at the module's own level
 
@@ -103,7 +114,9 @@ def test_rooms_do_not_import_in_a_circle():
 
 
 def test_commands_and_what_the_way_to_help_needs_load_nothing_heavy():
-    names = [name for name in modules() if name in ("", "cli", "errors", "atomic") or name.startswith("commands")]
+    names = [
+        name for name in modules() if name in ("", "cli", "errors", "atomic", "drawing", "drawing.settings") or name.startswith("commands")
+    ]
     found = {name: {target.split(".")[0] for target, top in imports_of(name) if top} & HEAVY for name in names}
     assert not {name: heavy for name, heavy in found.items() if heavy}
 

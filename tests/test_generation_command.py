@@ -90,7 +90,7 @@ def test_a_picture_carries_all_its_settings(run, style: Path, components, tmp_pa
     assert found == {
         **{"prompt": "a cat", "negative": "blue", "seed": 3, "steps": 2, "sampler": "Euler", "schedule": "uniform", "guidance": 4.0},
         **{"width": 80, "height": 64, "noise": "cpu", "apply": "stacked", "precision": "float32", "device": "cpu"},
-        "base": {"name": "tiny", "hash": components.hash},
+        "base": {"name": "tiny", "hash": components.hash, "prediction": "epsilon"},
         "adapters": [
             {
                 "file": "style.safetensors",

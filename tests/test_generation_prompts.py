@@ -286,7 +286,11 @@ def test_the_command_finds_tags_in_folders_and_writes_down_what_they_were(run, f
     assert (tag["file"], tag["strength"], tag["tag"]) == ("style.safetensors", "te=0.5:unet=0.8@0-0.5", "style")
     assert len(tag["sha256"]) == 64
     text = Image.open(tmp_path / "0001-seed1.png").info["parameters"]
-    assert text.startswith(f"{prompt} <lora:text:te=0.1:unet=0>\n") and "Clip skip: 2, Emphasis: No norm, Lora hashes:" in text
+    assert (
+        text.startswith(f"{prompt} <lora:text:te=0.1:unet=0>\n")
+        and "Clip skip: 2, RNG: CPU, Lora hashes:" in text
+        and "Emphasis: No norm" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
 """PNGs and their settings, and the contact sheet."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+import piexif
+import piexif.helper
 import pytest
 from PIL import Image
 
+from sdlora import images
 from sdlora.errors import SdloraError
-from sdlora.images import infotext, read_settings, save_png
+from sdlora.images import carried, read_settings, save, save_png
+from sdlora.infotext import parsed
+from sdlora.infotext import written as infotext
 from sdlora.sheet import SIZES, contact_sheet, draw_sheet, enlarged, fitted, font
 
 SETTINGS = {
@@ -17,7 +24,7 @@ SETTINGS = {
     "seed": 2**40 + 1,
     "steps": 20,
     "sampler": "Euler",
-    "schedule": "Uniform",
+    "schedule": "uniform",
     "guidance": 5.0,
     "width": 64,
     "height": 96,
@@ -50,18 +57,88 @@ def test_the_pixels_are_stored_without_loss(tmp_path: Path):
     assert Image.open(tmp_path / "a.png").tobytes() == image.tobytes()
 
 
-def test_the_text_is_what_a1111_writes():
-    assert infotext(SETTINGS) == (
-        "a cat face, flat emoji <lora:style one:0.8>\n"
-        "Negative prompt: blue: very\n"
-        "Steps: 20, Sampler: Euler, Schedule type: Uniform, CFG scale: 5, Seed: 1099511627777, Size: 64x96, "
-        'Model hash: 0123456789, Model: emoji, Lora hashes: "style one: cafe00cafe00", Version: sdlora 0.1.0'
-    )
+@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp"])
+def test_every_format_carries_the_settings_and_the_text(tmp_path: Path, ending: str):
+    wanted = SETTINGS | {"prompt": '猫 🐱 "quoted",\nsecond line', "guidance": 1 / 3}
+    save(picture(), tmp_path / f"a.{ending}", wanted)
+    found = carried(tmp_path / f"a.{ending}")
+    assert found.settings == wanted
+    assert found.text.prompt == '猫 🐱 "quoted",\nsecond line <lora:style one:0.8>' and found.text.fields["CFG scale"] == str(1 / 3)
 
 
-def test_without_adapters_and_negative_prompt_their_words_are_absent():
-    text = infotext({"prompt": "a cat", "seed": 0, "steps": 3})
-    assert text == "a cat\nSteps: 3, Seed: 0"
+def test_the_exif_is_byte_for_byte_what_a1111_writes_with_piexif():
+    text = infotext(SETTINGS | {"prompt": "a cat 🐱"})
+    comment = {piexif.ExifIFD.UserComment: piexif.helper.UserComment.dump(text, encoding="unicode")}
+    assert images._tiff({images.COMMENT: images.UNICODE + text.encode("utf-16-be")}) == piexif.dump({"Exif": comment})
+
+
+def test_a_picture_that_a1111_saved_with_piexif_is_read(tmp_path: Path):
+    text = infotext(SETTINGS)
+    picture().save(tmp_path / "a.jpg")
+    comment = {piexif.ExifIFD.UserComment: piexif.helper.UserComment.dump(text, encoding="unicode")}
+    piexif.insert(piexif.dump({"Exif": comment}), str(tmp_path / "a.jpg"))
+    found = carried(tmp_path / "a.jpg")
+    assert found.settings is None and found.text == parsed(text)
+
+
+def test_a_prompt_beyond_what_a_jpeg_holds_loses_the_json_first_and_is_then_refused(tmp_path: Path):
+    save(picture(), tmp_path / "a.jpg", SETTINGS | {"prompt": "cat " * 6000})
+    found = carried(tmp_path / "a.jpg")
+    assert found.settings is None and found.text.fields["Seed"] == str(SETTINGS["seed"])
+    with pytest.raises(SdloraError, match="too long for a JPEG.*png or webp"):
+        save(picture(), tmp_path / "b.jpg", SETTINGS | {"prompt": "cat " * 9000})
+    save(picture(), tmp_path / "b.webp", SETTINGS | {"prompt": "cat " * 9000})
+    assert len(read_settings(tmp_path / "b.webp")["prompt"]) == 36000
+    assert not (tmp_path / "b.jpg").exists()
+
+
+def test_quality_makes_files_smaller_and_is_refused_where_it_does_nothing(tmp_path: Path):
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
+    for ending in ("jpg", "webp"):
+        for quality in (20, None):
+            save(image, tmp_path / f"{quality}.{ending}", SETTINGS, quality)
+        assert (tmp_path / f"20.{ending}").stat().st_size < (tmp_path / f"None.{ending}").stat().st_size
+    for path, quality in (("a.png", 90), ("a.jpg", 0), ("a.webp", 101)):
+        with pytest.raises(SdloraError, match="quality"):
+            save(image, tmp_path / path, SETTINGS, quality)
+    with pytest.raises(SdloraError, match="'gif'|'.gif'"):
+        save(image, tmp_path / "a.gif", SETTINGS)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(SdloraError, match=r"cannot write .*a\.png: No space left on device; make room"):
+        save(picture(), tmp_path / "a.png", SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_sd_parsers_reads_all_three(tmp_path: Path, ending: str):
+    from sd_parsers import ParserManager
+
+    save(picture(), tmp_path / f"a.{ending}", SETTINGS)
+    found = ParserManager().parse(tmp_path / f"a.{ending}")
+    (sampler,) = found.samplers
+    assert [p.value for p in found.prompts] == ["a cat face, flat emoji <lora:style one:0.8>"]
+    assert [p.value for p in found.negative_prompts] == ["blue: very"]
+    assert sampler.name == "Euler"
+    assert sampler.parameters == {"scheduler": "Uniform", "cfg_scale": "5", "seed": str(SETTINGS["seed"]), "steps": "20"}
+    assert [(m.name, m.hash) for m in found.models] == [("emoji", "0123456789")]
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_sd_prompt_reader_reads_all_three(tmp_path: Path, ending: str):
+    reader = pytest.importorskip("sd_prompt_reader.image_data_reader")
+
+    save(picture(), tmp_path / f"a.{ending}", SETTINGS)
+    found = reader.ImageDataReader(tmp_path / f"a.{ending}")
+    assert (found.tool, found.positive, found.negative) == ("A1111 webUI", "a cat face, flat emoji <lora:style one:0.8>", "blue: very")
+    wanted = {"model": "emoji", "sampler": "Euler", "seed": str(SETTINGS["seed"]), "cfg": "5", "steps": "20", "size": "64x96"}
+    assert found.parameter == wanted
+    assert "Model hash: 0123456789" in found.setting
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])

@@ -151,7 +151,7 @@ def test_a_numbered_block_has_all_its_layers_and_a_position_one_resnet_and_atten
 
 def test_parts_of_an_adapter_have_one_strength_each_and_lose_no_layer(components, random_adapter):
     adapter = random_adapter(components.modules, ["attention", "text_attention"])
-    parts = strengths.parted(adapter, parse("unet=0.8:mid=0:text_encoder=0.5@0-0.5"))
+    parts = strengths.parted([[(adapter, parse("unet=0.8:mid=0:text_encoder=0.5@0-0.5"))]])
     names = [name for part, _ in parts for name in part.layers]
     assert sorted(names) == sorted(adapter.layers) and len(parts) == 3
     for fraction in (0.0, 0.5):
@@ -161,7 +161,7 @@ def test_parts_of_an_adapter_have_one_strength_each_and_lose_no_layer(components
 
 def test_one_number_leaves_the_adapter_whole(components, random_adapter):
     adapter = random_adapter(components.modules, ["attention"])
-    assert strengths.parted(adapter, strength(0.8))[0][0] is adapter
+    assert strengths.parted([[(adapter, strength(0.8))]])[0][0] is adapter
 
 
 @pytest.mark.parametrize("way", ["stacked", "fused"])
@@ -173,7 +173,7 @@ def test_stacked_and_fused_blocks_are_the_sum_over_layers(components, random_ada
 
     adapter, wanted = random_adapter(components.modules, ["attention", "text_attention"]), parse("unet=0.8:mid=0:up.1=-0.3:te=0.5")
     scaled = Adapter({name: replace(u, alpha=u.alpha * wanted.at(0, name)) for name, u in adapter.layers.items()})
-    parts = strengths.parted(adapter, wanted)
+    parts = strengths.parted([[(adapter, wanted)]])
     weighted = [(part, eta) for (part, _), eta in zip(parts, strengths.at(parts, 0), strict=True)]
     with apply.applied(components.modules, weighted, way):
         ours = predict(components)

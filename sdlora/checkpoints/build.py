@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sdlora.checkpoints.clip import plain
+from sdlora.checkpoints.origins import remember
 from sdlora.checkpoints.stored import Stored
 from sdlora.errors import SdloraError
 
@@ -69,7 +70,9 @@ def fill(module: Any, weights: Mapping[str, Stored], device: str | torch.device,
     for short, own in names(module).items():
         state[own] = weights[short].read().to(device=device, dtype=dtype, copy=True).contiguous()
         weights[short].release()
-    return assign(module, state, device)
+    assign(module, state, device)
+    remember(module, weights)
+    return module
 
 
 def assign(module: Any, state: Mapping[str, torch.Tensor], device: str | torch.device) -> Any:

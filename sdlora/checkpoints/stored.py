@@ -46,6 +46,7 @@ class Stored:
     dtype: torch.dtype
     read: Callable[[], Tensor]
     release: Callable[[], None] = _nothing
+    mapped: bool = False  # `read` takes it from the file each time, and nothing of it stays in memory
 
     @property
     def count(self) -> int:
@@ -129,7 +130,7 @@ def _mapped(mapped: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offse
         begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
         mapped.madvise(mmap.MADV_DONTNEED, begin, offset + count * dtype.itemsize - begin)
 
-    return Stored(shape, dtype, read, release if hasattr(mmap, "MADV_DONTNEED") and count else _nothing)
+    return Stored(shape, dtype, read, release if hasattr(mmap, "MADV_DONTNEED") and count else _nothing, mapped=True)
 
 
 def _pickle(path: Path) -> Contents:

@@ -1,130 +1,40 @@
 """sdlora generate: pictures from prompts, with any number of adapters."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from sdlora.generation import Request
+from sdlora.commands.drawing_options import bar, report, tell, with_options
+
+MOST_ON_A_SHEET = 400  # pictures
 
 
 def register(app: typer.Typer) -> None:
     app.command()(generate)
 
 
+@with_options()
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="One or several prompts, each in quotes.")],
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE=STRENGTH", help="An adapter: 0.8, unet=0.8:te=0.5:mid=0, 0.8@0-0.4,0.2@0.4-1; may be repeated."),
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="One or several prompts, each in quotes.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="PICTURE", help="Draw this picture again; what is said beside it is other than there.")
     ] = None,
-    adapters: Annotated[
-        list[Path] | None, typer.Option(metavar="FOLDER", help="Where <lora:NAME:STRENGTH> in a prompt is looked for; may be repeated.")
-    ] = None,
-    seed: Annotated[str, typer.Option(help="Seeds: 7, or 1-4, or 1,5,9. Every prompt is drawn with each.")] = "1",
-    sampler: Annotated[str, typer.Option(help="Euler, Euler a, DPM++ 2M, UniPC, …; other programs' names are understood.")] = "Euler",
-    schedule: Annotated[
-        str, typer.Option(help="uniform, karras, exponential, sgm_uniform, simple, beta, …; or the sampler's.")
-    ] = "automatic",
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none and takes half the time.")] = 5.0,
-    negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
-    output: Annotated[Path, typer.Option(help="Folder for the pictures; earlier ones are kept.")] = Path("pictures"),
-    apply: Annotated[str, typer.Option(help="How adapters go onto the model: stacked (on the fly) or fused.")] = "stacked",
-    base: Annotated[
-        str,
-        typer.Option(help="Base model: emoji, or Stable Diffusion as a file, a diffusers folder or a cached Hub id."),
-    ] = "emoji",
-    width: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; by default what the base was trained on.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures drawn together at the most; changes the speed alone.")] = None,
-    eta: Annotated[float | None, typer.Option(help="How much noise ancestral samplers, SDE samplers and DDIM add.")] = None,
-    s_churn: Annotated[float | None, typer.Option(help="Noise before each step of Euler, Heun and DPM2.")] = None,
-    s_tmin: Annotated[float | None, typer.Option(help="Lowest noise level of --s-churn.")] = None,
-    s_tmax: Annotated[float | None, typer.Option(help="Highest noise level of --s-churn.")] = None,
-    s_noise: Annotated[float | None, typer.Option(help="Scale of the noise that a sampler adds.")] = None,
-    noise: Annotated[str, typer.Option(help="cpu; or cuda: the numbers a GPU would draw, for AUTOMATIC1111's seeds.")] = "cpu",
-    clip_skip: Annotated[int, typer.Option(help="The text encoder's layer to read: 1 is the last, 2 the one before it.")] = 1,
-    emphasis: Annotated[
-        str, typer.Option(help='What (word:1.3) does: Original, "No norm", Ignore or None (brackets are text).')
-    ] = "Original",
-    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of the model: fp32, bf16 or fp16.")] = "fp32",
-    attention: Annotated[str, typer.Option(help="auto, sdpa or xformers.")] = "auto",
-    offload: Annotated[bool, typer.Option("--offload", help="For small GPUs: bring each network in for its turn alone.")] = False,
-    tiling: Annotated[bool, typer.Option("--tiling", help="For large pictures: decode them in overlapping tiles.")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile; pays from many pictures on; needs --apply fused.")] = False,
-    vae: Annotated[Path | None, typer.Option(help="Another VAE than the base's own: a folder or a file.")] = None,
-    family: Annotated[str | None, typer.Option(help="sd1, sd2 or sdxl; by default found from the base.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction; by default found from the base.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Which files of a folder: fp16, for example.")] = None,
-    original: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH of the picture it should look like; by default its own.")] = None,
-    crop: Annotated[str, typer.Option(help="SDXL: TOPxLEFT, what it should look cropped by.")] = "0x0",
-    target: Annotated[str | None, typer.Option(help="SDXL: HEIGHTxWIDTH that it should look made for; by default its own.")] = None,
+    settings: Annotated[Path | None, typer.Option(metavar="FILE", help="A TOML file with any of these settings.")] = None,
+    **given: Any,
 ) -> None:
-    """Draw every PROMPT with every seed: PNGs that carry their settings, and a contact sheet.
+    """Draw every PROMPT with every seed: pictures that carry their settings, and a contact sheet.
 
-    Example: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures
+    Examples: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures;
+    sdlora generate --from pictures/0001-seed1.png --steps 30; sdlora generate --prompts prompts.txt --output run
     """
-    from sdlora import atomic, generation, hardware
-    from sdlora.prompts import extract
+    from sdlora.drawing import work
+    from sdlora.generation import record
 
-    chosen = [generation.parse_adapter(text) for text in adapter or ()]
-    record = tuple((str(path), eta) for path, eta in chosen)
-    numbers = generation.parse_seeds(seed)
-    pairs = [None if text is None else generation.parse_pair(text, name) for name, text in (("--original", original), ("--target", target))]
-    sizes = {"original": pairs[0], "crop": generation.parse_pair(crop, "--crop"), "target": pairs[1]}
-    way = dict(sampler=sampler, schedule=schedule, noise=noise, eta=eta, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
-    further: dict[str, Any] = {"clip_skip": clip_skip, "emphasis": emphasis, **way, **sizes}
-    requests = [generation.Request(t, negative, n, steps, guidance, width, height, record, **further) for t in prompts for n in numbers]
-    for prompt in prompts:
-        for tag in extract(prompt).ignored:
-            typer.echo(f"warning: {tag} is left out of the prompt; sdlora knows <lora:NAME:STRENGTH>", err=True)
-    requests, tagged = generation.find_tagged(requests, adapters or ())
-    where = hardware.device(device) if offload else None
-    folder = atomic.writable_folder(output)
-    found: dict[str, Any] = {"vae": vae, "family": family, "prediction": prediction, "variant": variant}
-    if base != "emoji":
-        found["say"] = lambda text: typer.echo(text, err=True)
-    components = generation.load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload, **found)
-    named = generation.load_named(components, tagged)
-    weighted = generation.load_adapters(components, chosen)
-    _draw(components, requests, folder, apply, {"weighted": weighted, "batch": batch, "named": named, "offload": where})
-
-
-def _draw(components: Any, requests: "list[Request]", folder: Path, apply: str, ways: dict[str, Any]) -> None:
-    """Draw, save each picture as soon as it is there, and say where."""
-    from time import perf_counter
-
-    from sdlora.generation import generate, record
-
-    start, saved = perf_counter(), []
-    with _progress(sum(request.steps for request in requests)) as advance:
-        for picture in generate(components, requests, apply=apply, callback=lambda state: advance(len(state.x)), **ways):
-            saved.append((record.save(picture, folder, record.settings(components, picture.request, apply)), picture))
-    seconds = perf_counter() - start
-    for path, _ in saved if len(saved) <= 8 else (saved[0], saved[-1]):
-        typer.echo(path)
-    if len(saved) > 1:
-        typer.echo(record.save_sheet(saved, folder))
-    typer.echo(f"{len(saved)} picture{'s' * (len(saved) > 1)} in {seconds:.1f} s, {seconds / len(saved):.2f} s each")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over all steps of all pictures; yields what moves it on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} steps/s" if task.speed else "… steps/s")
-
-    done = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    with Progress(*done, Speed(), TimeRemainingColumn(), TextColumn("left"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("drawing", total=total)
-        yield lambda images: bar.advance(task, images)
+    drawing, recalled = work.gathered({**given, **({"prompt": tuple(prompt)} if prompt else {})}, settings, source)
+    result = work.drawn_and_saved(drawing, tell, bar, recalled)
+    report(result.paths, result.seconds)
+    if 1 < len(result.pictures) <= MOST_ON_A_SHEET:
+        typer.echo(record.save_sheet(list(zip(result.paths, result.pictures, strict=True)), drawing.output))
+    if result.known:
+        typer.echo(f"{result.known} of this run's pictures were in {drawing.output} already")

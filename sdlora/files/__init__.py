@@ -4,12 +4,14 @@ from sdlora.files.container import read_metadata, serialised
 from sdlora.files.description import describe
 from sdlora.files.hashes import hashes
 from sdlora.files.header import SETTINGS, header
+from sdlora.files.library import Library, parse_bytes
 from sdlora.files.reading import format_of, load, load_reported, read, read_reported
 from sdlora.files.report import Report
 from sdlora.files.writing import save
 
 __all__ = [
     "SETTINGS",
+    "Library",
     "Report",
     "describe",
     "format_of",
@@ -17,6 +19,7 @@ __all__ = [
     "header",
     "load",
     "load_reported",
+    "parse_bytes",
     "read",
     "read_metadata",
     "read_reported",

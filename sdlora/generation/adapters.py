@@ -1,78 +1,155 @@
-"""The adapters of a batch while it is drawn: on the model, with the strengths that the step asks for."""
+"""The adapters of a batch while it is drawn: on the model, with the strengths that the step and the picture ask for."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from sdlora import hardware
 from sdlora.adapter import Adapter
-from sdlora.apply import Stack, applied, strengths
+from sdlora.apply import WAYS, Stack, applied, strengths
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation.request import Request
 from sdlora.layers import TEXT
 from sdlora.models import Components
 from sdlora.strength import Strength
+from sdlora.strength import strength as strength_of
 
 TEXT_ENCODERS = (TEXT, f"{TEXT}_2")
+AUTO = "auto"
+PAYS = 8  # calls of the U-Net from which on fusing costs less than stacking; measured with the embedded base: docs/benchmarks
 
 Weighted = tuple[Adapter, Strength]
+Wanted = tuple[Adapter | str, Strength]  # or the adapter's name among those that were given by name
+
+
+@dataclass(frozen=True)
+class TextState:
+    """What the text encoders are for one picture at one step."""
+
+    key: tuple[tuple[Any, ...], ...]  # equal ones encode equally
+    enter: Callable[[], None]  # makes them so
 
 
 @dataclass(frozen=True, eq=False)
 class Active:
-    """What is on the model; `enter` makes it what a step asks for."""
+    """What is on the model; `face` makes it what the pictures of a call ask for."""
 
-    weighted: Sequence[Weighted]
+    texts: Sequence[Sequence[tuple[Any, Strength]]]  # what is on the text encoders for each picture, by `key`
     parts: Sequence[strengths.Part]
     stack: Stack | None  # None: fused, where strengths stay as they are
     steps: int
 
-    def enter(self, step: int) -> None:
-        """`step` counts from 0."""
-        if self.stack is not None and strengths.stepwise(self.parts):
-            self.stack.set_strengths(strengths.at(self.parts, step / self.steps))
+    def face(self, step: int, owners: Sequence[int]) -> None:
+        """Row i of the next call of the U-Net is of the picture owners[i], at `step`, counted from 0."""
+        if self.stack is not None and self.parts:
+            rows = {picture: self._etas(step, picture) for picture in dict.fromkeys(owners)}
+            self.stack.set_rows([rows[picture] for picture in owners])
 
-    def text_state(self, step: int) -> tuple[tuple[int | float, ...], ...]:
-        """What the text encoders are at `step`: equal states encode equally."""
-        textual = [(adapter, strength) for adapter, strength in self.weighted if any(name.startswith(TEXT) for name in adapter.layers)]
-        state = ((id(a), *(strength.at(step / self.steps, f"{encoder}.") for encoder in TEXT_ENCODERS)) for a, strength in textual)
-        return tuple(entry for entry in state if any(entry[1:]))
+    def text_state(self, step: int, picture: int) -> TextState:
+        fraction = step / self.steps
+        state = ((key, *(s.at(fraction, f"{encoder}.") for encoder in TEXT_ENCODERS)) for key, s in self.texts[picture])
+        return TextState(tuple(entry for entry in state if any(entry[1:])), lambda: self._enter_text(step, picture))
+
+    def _enter_text(self, step: int, picture: int) -> None:
+        if self.stack is not None and self.parts:
+            self.stack.set_strengths(self._etas(step, picture))
+
+    def _etas(self, step: int, picture: int) -> list[float]:
+        return strengths.at(self.parts, step / self.steps, picture)
 
 
-def chosen(request: Request, weighted: Sequence[Weighted], named: Mapping[str, Adapter]) -> list[Weighted]:
-    """All adapters for one picture: those for every picture, then the ones of its prompt's tags."""
+def chosen(request: Request, weighted: Sequence[Weighted], named: Mapping[str, Adapter]) -> list[Wanted]:
+    """All adapters for one picture: those for every picture, its own, then the ones of its prompt's tags."""
+    own = [(path, strength_of(eta)) for path, eta in request.adapters if path in named]
+    if len(own) < len(request.adapters) and not weighted:
+        path = next(path for path, _ in request.adapters if path not in named)
+        raise SdloraError(f"the request for {request.prompt!r} has the adapter {path}, which was not given; load it (load_named)")
     for tag in request.tags:
         if tag.name not in named:
             raise SdloraError(f"{tag} in the prompt, but no adapter of this name was given" + (nearest(tag.name, named) if named else ""))
-    return [*weighted, *((named[tag.name], tag.strength) for tag in request.tags)]
+    return [*weighted, *own, *((tag.name, tag.strength) for tag in request.tags)]
 
 
-def same(weighted: Sequence[Weighted]) -> tuple[tuple[int, Strength], ...]:
-    """Equal for what can be drawn in one batch."""
-    return tuple((id(adapter), strength) for adapter, strength in weighted)
+def same(wanted: Sequence[Wanted]) -> tuple[tuple[Any, Strength], ...]:
+    """Equal for pictures with the same adapters and strengths."""
+    return tuple((key(adapter), strength) for adapter, strength in wanted)
 
 
-def check(components: Components, weighted: Sequence[Weighted], apply: str) -> None:
+def key(adapter: Adapter | str) -> Any:
+    """Which adapter it is, without holding it in memory; a name stays the same adapter's where that is loaded anew."""
+    return adapter if isinstance(adapter, str) else id(adapter)
+
+
+def ways(
+    components: Components, pictures: Sequence[tuple[Request, Sequence[Wanted]]], apply: str, many: Callable[[Request], int]
+) -> list[str]:
+    """ "stacked" or "fused" for every picture; `many` says how many like this one make a full batch.
+
+    "auto" is fused where one setting holds for all pictures or for a full batch of neighbours, and PAYS steps are to be made with it.
+    It is stacked where a strength changes with the steps, where neighbours have different adapters, and for few steps.
+    """
+    if apply != AUTO:
+        if apply not in WAYS:
+            raise SdloraError(f"unknown way to apply an adapter: {apply!r}{nearest(apply, [AUTO, *WAYS])}")
+        return [apply] * len(pictures)
+    result: list[str] = []
+    compiled = hardware.is_compiled(components.unet)
+    for wanted, run in groupby(pictures, lambda picture: same(picture[1])):
+        together = [request for request, _ in run]
+        enough = len(together) == len(pictures) or len(together) >= many(together[0])
+        changing = any(strength.stepwise for _, strength in wanted)
+        pays = compiled or (enough and not changing and min(request.steps for request in together) >= PAYS)
+        result += ["fused" if pays and any(acts(strength) for _, strength in wanted) else "stacked"] * len(together)
+    return result
+
+
+def said(used: Sequence[str]) -> str:
+    """What "auto" chose, in a line."""
+    counts = {way: used.count(way) for way in dict.fromkeys(used)}
+    if len(counts) == 1:
+        return f"adapters are {used[0]}"
+    return "adapters are " + ", ".join(f"{way} for {count} picture{'s' * (count > 1)}" for way, count in counts.items())
+
+
+def acts(strength: Strength) -> bool:
+    return strength.number != 0
+
+
+def check(components: Components, wanted: Sequence[Wanted], apply: str) -> None:
     """SdloraError for a strength that changes with the steps where it cannot, and for adapters that a compiled U-Net would not see."""
-    for _, strength in weighted:
-        if strength.stepwise and apply != "stacked":
-            raise SdloraError(
-                f"the strength {strength} changes with the steps, which an adapter that is {apply} cannot; use apply = stacked"
-            )
-    if apply != "fused" and hardware.is_compiled(components.unet) and acting(weighted):
+    compiled = hardware.is_compiled(components.unet)
+    for _, strength in wanted:
+        if strength.stepwise and apply == "fused":
+            remedy = "leave compile out" if compiled else "use apply = stacked"
+            raise SdloraError(f"the strength {strength} changes with the steps, which an adapter that is fused cannot; {remedy}")
+    if apply != "fused" and compiled and any(acts(strength) for _, strength in wanted):
         raise SdloraError("a compiled U-Net does not see adapters that come and go; take apply fused, or leave compile out")
 
 
-def acting(weighted: Sequence[Weighted]) -> list[strengths.Part]:
-    """The parts of the adapters, without those that are 0 throughout."""
-    return [part for adapter, strength in weighted for part in strengths.parted(adapter, strength) if any(p.value for p in part[1])]
-
-
 @contextmanager
-def active(components: Components, weighted: Sequence[Weighted], apply: str, steps: int) -> Iterator[Active]:
-    """Inside, the adapters are on the model; what is 0 throughout is left away."""
-    parts = acting(weighted)
-    with applied(
-        components.modules, [(adapter, eta) for (adapter, _), eta in zip(parts, strengths.at(parts, 0.0), strict=True)], apply
-    ) as on:
-        yield Active(weighted, parts, on, steps)
+def active(
+    components: Components, wanted: Sequence[Sequence[Wanted]], named: Mapping[str, Adapter], apply: str, steps: int
+) -> Iterator[Active]:
+    """Inside, the adapters of all pictures are on the model; what is 0 throughout is left away. Fused, all pictures have the same."""
+    with lent(named, [adapter for own in wanted for adapter, _ in own if isinstance(adapter, str)]) as held:
+        weighted = [[(held[adapter] if isinstance(adapter, str) else adapter, strength) for adapter, strength in own] for own in wanted]
+        parts = [part for part in strengths.parted(weighted) if strengths.acts(part)]
+        texts = [
+            [said for said, (adapter, _) in zip(same(own), on, strict=True) if textual(adapter)]
+            for own, on in zip(wanted, weighted, strict=True)
+        ]
+        etas = strengths.at(parts, 0.0)
+        with applied(components.modules, [(adapter, eta) for (adapter, _), eta in zip(parts, etas, strict=True)], apply) as stack:
+            yield Active(texts, parts, stack, steps)
+
+
+def textual(adapter: Adapter) -> bool:
+    return any(name.startswith(TEXT) for name in adapter.layers)
+
+
+def lent(named: Mapping[str, Adapter], names: Sequence[str]) -> AbstractContextManager[Mapping[str, Adapter]]:
+    """The adapters called `names`, which stay in memory inside the block where a library would let them go."""
+    lend = getattr(named, "lent", None)
+    return nullcontext(named) if lend is None else lend(list(dict.fromkeys(names)))

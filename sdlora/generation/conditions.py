@@ -1,6 +1,6 @@
 """What the U-Net is told at each step: every prompt of a batch as weighted conditions that change with the steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from sdlora.conditioning import Conditioning, cat, encode_absent
 from sdlora.errors import SdloraError
 from sdlora.families import FAMILIES
+from sdlora.generation.adapters import TextState
 from sdlora.generation.request import Request
 from sdlora.models import Components
 from sdlora.prompts import Entry, Memory, current, encode, schedule
@@ -25,6 +26,7 @@ class Conditions:
     owners: list[int]  # m: which picture a row is for
     weights: list[float]  # m: w of u + s Σ w (c − u)
     unconditional: list[Conditioning]  # n; none without guidance
+    face: Callable[[Sequence[int]], None]  # before each call of the U-Net: which picture each of its rows is for
 
     @cached_property
     def calls(self) -> list[tuple[list[int], Conditioning]]:
@@ -68,16 +70,17 @@ class Texts:
     memories: dict[Any, Memory] = field(default_factory=dict)
     known: dict[Any, Timed] = field(default_factory=dict)
 
-    def timed(self, text: str, request: Request, state: object) -> Timed:
-        """`state` stands for the strengths of all that is on the text encoders."""
-        key = (state, text, request.steps, request.clip_skip, request.emphasis)
+    def timed(self, text: str, request: Request, state: TextState) -> Timed:
+        """`state` is entered where there is something to encode."""
+        key = (state.key, text, request.steps, request.clip_skip, request.emphasis)
         if key not in self.known:
+            state.enter()
             entries = schedule(text, request.steps)
-            encoded = self._encoded([entry.text for entry in entries], request, state)
+            encoded = self._encoded([entry.text for entry in entries], request, state.key)
             self.known[key] = Timed(entries, [encoded[i : i + 1].to(self.device, self.components.dtype) for i in range(len(entries))])
         return self.known[key]
 
-    def negative(self, request: Request, state: object) -> Timed:
+    def negative(self, request: Request, state: TextState) -> Timed:
         """An empty one is the absence of a prompt: for SDXL zeros, as it was trained, and as diffusers takes None."""
         if request.negative or not self.components.zeros_for_empty:
             return self.timed(request.negative, request, state)
@@ -107,18 +110,20 @@ def check(components: Components, request: Request) -> None:
         check_encoder(request.emphasis, request.clip_skip, components.text_encoders[0])
 
 
-def conditions(requests: Sequence[Request], texts: Texts, state: object, step: int) -> Conditions:
-    """At `step`, counted from 0. All requests are guided, or none is."""
+def conditions(
+    requests: Sequence[Request], texts: Texts, states: Sequence[TextState], step: int, face: Callable[[Sequence[int]], None]
+) -> Conditions:
+    """At `step`, counted from 0, with the text encoders in one state per request. All requests are guided, or none is."""
     rows: list[Conditioning] = []
     owners: list[int] = []
     weights: list[float] = []
-    for i, request in enumerate(requests):
+    for i, (request, state) in enumerate(zip(requests, states, strict=True)):
         parts = request.parts
         rows += levelled([texts.timed(part.text, request, state).at(step) for part in parts])
         owners += [i] * len(parts)
         weights += [part.weight for part in parts]
-    guided = [request for request in requests if request.guided]
-    return Conditions(rows, owners, weights, [texts.negative(request, state).at(step) for request in guided])
+    guided = [(request, state) for request, state in zip(requests, states, strict=True) if request.guided]
+    return Conditions(rows, owners, weights, [texts.negative(request, state).at(step) for request, state in guided], face)
 
 
 def levelled(rows: Sequence[Conditioning]) -> list[Conditioning]:

@@ -15,15 +15,18 @@ class Course:
         self.active = active
         self.told: list[Conditions] = []
         for step in range(active.steps):
-            active.enter(step)
-            told = conditions(requests, texts, active.text_state(step), step)
+            states = [active.text_state(step, picture) for picture in range(len(requests))]
+            told = conditions(requests, texts, states, step, self.face)
             self.told.append(self.told[-1] if self.told and told.same(self.told[-1]) else told)
         self.enter(0)
 
     def enter(self, step: int) -> None:
         """`step` counts from 0; behind the last one nothing changes any more."""
         self.step = min(step, len(self.told) - 1)
-        self.active.enter(self.step)
+
+    def face(self, owners: Sequence[int]) -> None:
+        """The next call of the U-Net has these pictures' rows."""
+        self.active.face(self.step, owners)
 
     def now(self) -> Conditions:
         return self.told[self.step]

@@ -38,6 +38,7 @@ def _predicted(unet: nn.Module, scaled: Tensor, t: float, conditions: Conditions
     result = torch.empty((len(owners), *scaled.shape[1:]), device=scaled.device)
     for rows, hint in conditions.calls:
         of = [owners[row] for row in rows]
+        conditions.face(of)
         inputs, timestep = scaled[of].to(hint.context.dtype), torch.tensor(t, device=scaled.device)
         result[rows] = predict(unet, inputs, timestep, hint, None if time_ids is None else time_ids[of]).float()
     return result

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sdlora import hardware
 from sdlora.adapter import Adapter
-from sdlora.apply import WAYS, constant, cross_attention
+from sdlora.apply import constant, cross_attention
 from sdlora.conditioning import Sizes, time_ids
-from sdlora.errors import SdloraError, nearest
+from sdlora.errors import SdloraError
 from sdlora.families import FAMILIES
 from sdlora.generation import adapters, conditions, noise
-from sdlora.generation.adapters import Active, Weighted
+from sdlora.generation.adapters import AUTO, Active, Wanted, Weighted
 from sdlora.generation.conditions import Texts
 from sdlora.generation.course import Course
 from sdlora.generation.denoiser import denoiser, one_timestep
@@ -31,51 +31,66 @@ from sdlora.strength import Strength, strength
 POSITIONS = 1024  # latent positions in a batch by default: 4 pictures of 64 px with f = 4, where the gain ends on a CPU
 
 Callback = Callable[[State], None]
-Group = tuple[list[Request], list[Weighted]]
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
     request: Request
     image: Image.Image  # RGB
+    apply: str = "stacked"  # how adapters were on the model for it
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What is drawn in one batch."""
+
+    requests: list[Request]
+    wanted: list[list[Wanted]]  # the adapters of each
+    apply: str
 
 
 def generate(
     components: Components,
     requests: Iterable[Request],
     weighted: Sequence[tuple[Adapter, float | str | Strength]] = (),
-    apply: str = "stacked",
+    apply: str = AUTO,
     batch: int | None = None,
     callback: Callback | None = None,
     named: Mapping[str, Adapter] | None = None,
     offload: torch.device | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Picture]:
     """The pictures, in the order of their requests, each as soon as its batch is done.
 
     weighted  adapters with their strengths (sdlora/strength.py). They are on the model only while a batch is drawn, never while the
               caller has control; strength 0 is the base itself, bit for bit.
-    batch     pictures drawn together at the most; by default as many as keep a CPU busy. A picture does not depend on it: on the
-              CPU bit for bit, but for stacked adapters of rank 1 altogether (rounding, 1e-6 of the latents' scale).
+    apply     stacked, fused, or auto: what costs less for what is asked (`ways` has the rule). Picture.apply says which it was.
+    batch     pictures drawn together at the most, those with different adapters too if these are stacked; by default as many as keep a
+              CPU busy. A picture does not depend on it: on the CPU bit for bit, but for the rounding of stacked adapters where their
+              rank is 1 altogether, or neighbours have others (1e-6 of the latents' scale).
     callback  is called after every step of every batch.
-    named     the adapters that a prompt can ask for by <lora:NAME:…>.
+    named     the adapters that a prompt asks for by <lora:NAME:…>, and those that a request has of its own, by its words for their files.
+              Without `weighted` a request's own have to be among them; beside it they may be there for the record.
+    say       gets a line that tells what `auto` chose.
     offload   a device with little memory: text encoders, U-Net and VAE come there in turn and go back to where they were.
 
     SdloraError (before anything is drawn) for a size that the model cannot draw, for more steps than the schedule has noise levels and
     for a tag without an adapter; and when a picture turns into NaN.
     """
-    if apply not in WAYS:
-        raise SdloraError(f"unknown way to apply an adapter: {apply!r}{nearest(apply, WAYS)}")
     if batch is not None and batch < 1:
         raise SdloraError(f"batch is {batch}; it has to be at least 1")
     wanted = list(requests)
     if not FAMILIES[components.family].pooled and any(r.original or r.target or r.crop != (0, 0) for r in wanted):
         raise SdloraError(f"original, crop and target size act on SDXL alone, and {components.name} is none; leave them out")
     everywhere = [(adapter, strength(eta)) for adapter, eta in weighted]
-    groups = list(_batches(components, wanted, everywhere, named or {}, batch))
-    for together, chosen in groups:
-        _schedule(components, together[0])
-        adapters.check(components, chosen, apply)
-    return _pictures(components, groups, apply, callback, offload)
+    groups = list(_batches(components, wanted, everywhere, named or {}, apply, batch))
+    for group in groups:
+        _schedule(components, group.requests[0])
+        for chosen in group.wanted:
+            adapters.check(components, chosen, group.apply)
+    if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
+        say(adapters.said([group.apply for group in groups for _ in group.requests]))
+    return _pictures(components, groups, named or {}, callback, offload)
 
 
 def size(components: Components, request: Request) -> tuple[int, int]:
@@ -96,32 +111,45 @@ def sizes(components: Components, request: Request) -> Sizes:
 
 
 def _pictures(
-    components: Components, groups: list[Group], apply: str, callback: Callback | None, offload: torch.device | None
+    components: Components, groups: list[Group], named: Mapping[str, Adapter], callback: Callback | None, offload: torch.device | None
 ) -> Iterator[Picture]:
     texts = Texts(components, offload or components.device)
-    for requests, weighted in groups:
-        with adapters.active(components, weighted, apply, requests[0].steps) as active:
-            images = _draw(components, requests, active, texts, callback, offload)
-        yield from (Picture(request, image) for request, image in zip(requests, images, strict=True))
+    for group in groups:
+        with adapters.active(components, group.wanted, named, group.apply, group.requests[0].steps) as active:
+            images = _draw(components, group.requests, active, texts, callback, offload)
+        yield from (Picture(request, image, group.apply) for request, image in zip(group.requests, images, strict=True))
 
 
 def _batches(
-    components: Components, requests: Iterable[Request], weighted: list[Weighted], named: Mapping[str, Adapter], batch: int | None
+    components: Components,
+    requests: Iterable[Request],
+    weighted: list[Weighted],
+    named: Mapping[str, Adapter],
+    apply: str,
+    batch: int | None,
 ) -> Iterator[Group]:
     """Neighbours that can share the calls of the U-Net."""
+
+    def many(request: Request) -> int:
+        height, width = size(components, request)
+        return batch or max(1, POSITIONS * components.factor**2 // (height * width))
+
     chosen = [(request, adapters.chosen(request, weighted, named)) for request in requests]
     for request, _ in chosen:
         conditions.check(components, request)
-    for (height, width, *_), run in groupby(chosen, lambda c: _alike(components, *c)):
-        many = batch or max(1, POSITIONS * components.factor**2 // (height * width))
+    ways = adapters.ways(components, chosen, apply, many)
+    pictures = [(request, wanted, way) for (request, wanted), way in zip(chosen, ways, strict=True)]
+    for _, run in groupby(pictures, lambda picture: _alike(components, *picture)):
         alike = list(run)
-        yield from (([request for request, _ in alike[i : i + many]], alike[i][1]) for i in range(0, len(alike), many))
+        most = many(alike[0][0])
+        for part in (alike[i : i + most] for i in range(0, len(alike), most)):
+            yield Group([request for request, _, _ in part], [wanted for _, wanted, _ in part], part[0][2])
 
 
-def _alike(components: Components, request: Request, weighted: list[Weighted]) -> tuple[Any, ...]:
-    """What requests of one batch have in common, height and width first."""
-    way = request.steps, request.method, request.noise, request.guided
-    return *size(components, request), *way, adapters.same(weighted)
+def _alike(components: Components, request: Request, wanted: list[Wanted], way: str) -> tuple[Any, ...]:
+    """What requests of one batch have in common: their adapters too, where these are fused."""
+    common = request.steps, request.method, request.noise, request.guided, way
+    return *size(components, request), *common, adapters.same(wanted) if way == "fused" else None
 
 
 @torch.inference_mode()

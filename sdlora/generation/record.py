@@ -1,6 +1,6 @@
-"""What stays of a run: numbered PNGs that carry their settings, and a contact sheet.
+"""What stays of a run: numbered pictures that carry their settings, and a contact sheet.
 
-Pictures are called 0001-seed7.png, 0002-seed8.png, …; a run goes on behind the highest number in the folder, so that no run
+They are called 0001-seed7.png, 0002-seed8.png, … (or .jpg, .webp); a run goes on behind the highest number in the folder, so that no run
 overwrites another's pictures. The sheet carries the numbers of its pictures: sheet-0001-0004.png.
 """
 
@@ -12,32 +12,36 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdlora import __version__
+from sdlora import __version__, images
 from sdlora.families import FAMILIES
 from sdlora.generation.generate import Picture, size, sizes
 from sdlora.generation.noise import source_name
 from sdlora.generation.request import Request
-from sdlora.images import save_png
 from sdlora.models import Components
 from sdlora.sheet import contact_sheet
 from sdlora.strength import Strength, strength
 
-NUMBERED = re.compile(r"(?:sheet-\d+-)?(\d+)(?:-.*)?\.png")
+NUMBERED = re.compile(r"(?:sheet-\d+-)?(\d+)(?:-.*)?\.(?:png|jpg|webp)")
 COLUMNS = 8  # pictures in a row of the sheet, at the most
 
 Saved = tuple[Path, Picture]
 
 
-def save(picture: Picture, folder: Path, settings: dict[str, Any]) -> Path:
+def save(picture: Picture, folder: Path, settings: dict[str, Any], kind: str = "png", quality: int | None = None) -> Path:
     """Write `picture` under the next free number in `folder`; the path."""
-    path = folder / f"{next_number(folder):04d}-seed{picture.request.seed}.png"
-    save_png(picture.image, path, settings)
+    path = folder / f"{next_number(folder):04d}-seed{picture.request.seed}{images.FORMATS[kind]}"
+    images.save(picture.image, path, settings, quality)
     return path
 
 
 def next_number(folder: Path) -> int:
-    numbers = [int(match[1]) for entry in folder.iterdir() if (match := NUMBERED.fullmatch(entry.name))]
-    return max(numbers, default=0) + 1
+    return max((number(entry.name) for entry in folder.iterdir()), default=0) + 1
+
+
+def number(name: str) -> int:
+    """Of a picture or a sheet by its file name, 0 for others."""
+    match = NUMBERED.fullmatch(name)
+    return int(match[1]) if match else 0
 
 
 def settings(components: Components, request: Request, apply: str = "stacked") -> dict[str, Any]:
@@ -58,7 +62,7 @@ def settings(components: Components, request: Request, apply: str = "stacked") -
         "width": width,
         "height": height,
         **xl,
-        "base": {"name": components.name, "hash": components.hash},
+        "base": _base(components),
         "adapters": [*(_adapter(path, strength(eta)) for path, eta in request.adapters), *_tagged(request)],
         "apply": apply,
         "precision": str(components.dtype).removeprefix("torch."),
@@ -67,6 +71,14 @@ def settings(components: Components, request: Request, apply: str = "stacked") -
         **({"clip_skip": request.clip_skip} if request.clip_skip != 1 else {}),
         **({"emphasis": request.emphasis} if request.emphasis != "Original" else {}),
     }
+
+
+def _base(components: Components) -> dict[str, Any]:
+    """ "hash" is of all weights; "model" and that of "vae" are of the files, by which AUTOMATIC1111 names them."""
+    vae = {"vae": dict(zip(("name", "hash"), components.vae_file, strict=True))} if components.vae_file else {}
+    own = {"model": components.own_hash} if components.vae_file else {}
+    tiling = {"tiling": True} if getattr(components.vae, "use_tiling", False) else {}
+    return {"name": components.name, "hash": components.hash, "prediction": components.prediction, **own, **vae, **tiling}
 
 
 def _adapter(path: str, eta: Strength) -> dict[str, Any]:

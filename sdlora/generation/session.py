@@ -1,12 +1,15 @@
 """From names to a model with its adapters: devices, precisions, files; and pictures in one call."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdlora import files, hardware, models
+from sdlora import hardware, models
 from sdlora.adapter import Adapter
+from sdlora.files import Library
+from sdlora.generation.adapters import AUTO
 from sdlora.generation.generate import Picture, generate
 from sdlora.generation.request import Request
 from sdlora.models import Components
@@ -41,8 +44,12 @@ def load(
     return components
 
 
-def load_adapters(components: Components, chosen: Iterable[tuple[Path, Strength]]) -> list[tuple[Adapter, Strength]]:
-    return [(files.load(path, components.modules), eta) for path, eta in chosen]
+def load_adapters(
+    components: Components, chosen: Iterable[tuple[Path, Strength]], library: Library | None = None
+) -> list[tuple[Adapter, Strength]]:
+    """From disk, or from `library` where it has them."""
+    shelf = Library() if library is None else library
+    return [(shelf.load(path, components.modules), eta) for path, eta in chosen]
 
 
 def find_tagged(requests: Iterable[Request], folders: Sequence[str | Path]) -> tuple[list[Request], dict[str, Path]]:
@@ -54,10 +61,42 @@ def find_tagged(requests: Iterable[Request], folders: Sequence[str | Path]) -> t
     return [replace(r, tagged=tuple((tag.name, str(found[tag.name])) for tag in r.tags)) for r in wanted], found
 
 
-def load_named(components: Components, found: Mapping[str, Path]) -> dict[str, Adapter]:
-    """Name -> adapter, each file read once."""
-    loaded = {path: files.load(path, components.modules) for path in dict.fromkeys(found.values())}
-    return {name: loaded[path] for name, path in found.items()}
+class Shelved(Mapping[str, Adapter]):
+    """Adapters by name, in the hands of a library: one that its budget drops is read again when a batch needs it."""
+
+    def __init__(self, components: Components, found: Mapping[str, Path], library: Library):
+        """Reads each file once, so that what is wrong with one is said at the beginning."""
+        self.components, self.found, self.library = components, dict(found), library
+        for path in dict.fromkeys(found.values()):
+            library.load(path, components.modules)
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self.library.load(self.found[name], self.components.modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @contextmanager
+    def lent(self, names: Sequence[str]) -> Iterator[dict[str, Adapter]]:
+        """Those called `names`, in memory inside the block; two names of one file are one adapter."""
+        with self.library.using([self.found[name] for name in names], self.components.modules) as adapters:
+            yield dict(zip(names, adapters, strict=True))
+
+
+def load_named(components: Components, found: Mapping[str, Path], library: Library | None = None) -> Mapping[str, Adapter]:
+    """Name -> adapter, for `generate`: in memory as far as the budget of `library` goes, by default all."""
+    return Shelved(components, found, Library() if library is None else library)
+
+
+def own(chosen: Iterable[tuple[Path, Strength]]) -> dict[str, Path]:
+    """Request.adapters' words for their files -> the files."""
+    return {str(path): path for path, _ in chosen}
 
 
 def draw(
@@ -67,9 +106,10 @@ def draw(
     base: str | Path = "emoji",
     device: str = "auto",
     precision: str = "fp32",
-    apply: str = "stacked",
+    apply: str = AUTO,
     folders: Sequence[str | Path] = (),
     *,
+    library: Library | None = None,
     attention: str = "auto",
     tiling: bool = False,
     compile: bool = False,
@@ -82,6 +122,7 @@ def draw(
         picture.image.show()
 
     folders  where the adapters of <lora:NAME:0.8> in a prompt are
+    library  keeps loaded adapters for the next call, within its budget
     """
     chosen = [(Path(path), strength(eta)) for path, eta in (adapters or {}).items()]
     record = tuple((str(path), eta) for path, eta in chosen)
@@ -90,5 +131,5 @@ def draw(
     requests = [Request(text, seed=seed, adapters=record, **settings) for text in texts for seed in numbers]
     requests, found = find_tagged(requests, folders)
     components = load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload)
-    where, named = hardware.device(device) if offload else None, load_named(components, found)
-    return generate(components, requests, load_adapters(components, chosen), apply, named=named, offload=where)
+    where, named = hardware.device(device) if offload else None, load_named(components, own(chosen) | found, library)
+    return generate(components, requests, apply=apply, named=named, offload=where)

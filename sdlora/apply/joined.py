@@ -1,0 +1,146 @@
+"""The updates of one layer as one, on the fly: A x, computed once for all layers that see the same tensor, the strengths, and B.
+
+A forward hook adds them to the layer's output. Where the ranks of a layer sum up to so much that ΔW itself is the cheaper
+product (Σr (in + out) > in out), it multiplies by ΔW, made when the strengths have changed and not before it is needed.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sdlora.apply.rows import Gathered, Rows, by_setting, expanded
+from sdlora.layers import pair
+from sdlora.matching import weight_of
+
+
+class First:
+    """A and the strengths of one layer's updates, or of several layers' that are called one after the other with one tensor.
+
+    That tensor must not be changed between these calls. One thread at a time.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], parts: Sequence[Sequence[tuple[int, Any]]]):
+        """`parts`: for each layer the numbers of the adapters, and their updates of it."""
+        weight = weight_of(layers[0])
+        self.a = torch.cat([update.a for own in parts for _, update in own]).to(weight.device, weight.dtype)
+        columns = [(owner, update.scale) for own in parts for owner, update in own for _ in range(update.rank)]
+        self.owners = torch.tensor([owner for owner, _ in columns])  # whose a column of the bottleneck is
+        self.scales = torch.tensor([scale for _, scale in columns], dtype=torch.float64)
+        ends = list(accumulate((sum(update.rank for _, update in own) for own in parts), initial=0))
+        self.spans = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]  # which columns are which layer's
+        self.strengths = torch.empty(0)  # (Σr,) fp32: a part of the Stack's vector
+        self.rows: Rows | None = None  # in place of the vector
+        self.gathered: Gathered | None = None  # what `rows` mean here, made at the first call
+        self.b = [torch.cat([update.b for _, update in own], dim=1).to(weight.device, weight.dtype) for own in parts]  # (out, Σr, …) each
+        self.seen: tuple[Tensor, Any] | None = None  # the last input and its first product
+
+    def change(self, rows: Rows | None) -> None:
+        self.rows, self.gathered, self.seen = rows, None, None
+
+    def come_to(self, device: torch.device) -> None:
+        """The layers may have moved since they were stacked upon."""
+        if self.a.device != device:
+            self.a, self.b = self.a.to(device), [b.to(device) for b in self.b]
+            self.gathered = self.seen = None
+
+    def product(self, x: Tensor, member: int) -> Tensor:
+        """s · A x for the layer `member`, (…, in) -> (…, r)."""
+        h = self._once(x, member)
+        return h if len(self.spans) == 1 else h[..., self.spans[member]]
+
+    def _once(self, x: Tensor, member: int) -> Any:
+        """For all layers: what was computed for the one before, if this is its x; after the last layer it is forgotten."""
+        seen = self.seen
+        if seen is None or seen[0] is not x:
+            seen = x, self._products(x)
+        self.seen = None if member == len(self.spans) - 1 else seen
+        return seen[1]
+
+    def _products(self, x: Tensor) -> Any:
+        return F.linear(x, self.a).mul_(self.strengths.to(x.device)) if self.rows is None else self.chosen().first(x)
+
+    def add_rows(self, x: Tensor, output: Tensor, member: int) -> Tensor:
+        """Under `rows`: x (rows, L, in), and `output` (rows, L, out) is summed into."""
+        return self.chosen().second(self._once(x, member), output, member)
+
+    def chosen(self) -> Gathered:
+        if self.gathered is None:
+            assert self.rows is not None
+            self.gathered = self.rows.gathered(self)
+        return self.gathered
+
+
+class Joined:
+    """What the forward hook of one layer adds."""
+
+    def __init__(self, layer: nn.Module, first: First, member: int):
+        """`layer` is `member` of the layers of `first`."""
+        self.first, self.member = first, member
+        self.owners = set(first.owners[first.spans[member]].tolist())
+        self.dense = is_cheaper_dense(layer, self.b.shape[1])
+        self.delta: Tensor | None = None  # ΔW at the present strengths, where it is worth having
+        self.active = False
+
+    @property
+    def a(self) -> Tensor:
+        return self.first.a[self.first.spans[self.member]]
+
+    @property
+    def b(self) -> Tensor:
+        return self.first.b[self.member]
+
+    @property
+    def strengths(self) -> Tensor:
+        return self.first.strengths[self.first.spans[self.member]]
+
+    def change(self, active: bool) -> None:
+        self.active, self.delta = active, None
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not self.active:  # η = 0 is the base, bit for bit
+            return output
+        x = inputs[0]
+        self.first.come_to(x.device)
+        plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.dtype == output.dtype == self.b.dtype
+        plain = plain and output.is_contiguous() and not torch.is_autocast_enabled(x.device.type)
+        if self.first.rows is not None:
+            return self.by_rows(self.first.rows, layer, x, output, plain)
+        if plain and self.dense:
+            return self.with_delta(layer, x, output)
+        if plain and isinstance(layer, nn.Linear):
+            h = self.first.product(x, self.member)
+            output.view(-1, output.shape[-1]).addmm_(h.view(-1, h.shape[-1]), self.b.t())  # into the layer's fresh output
+            return output
+        s = self.strengths.to(x.device)
+        return output + pair(layer, x, self.a, self.b, expanded(s, layer, x)).to(output.dtype)
+
+    def with_delta(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        if self.delta is None or self.delta.device != x.device:
+            a, b, s = self.a.flatten(1).float(), self.b.flatten(1).float(), self.strengths.to(x.device)
+            self.delta = ((b * s) @ a).view(weight_of(layer).shape).to(x.dtype)
+        if isinstance(layer, nn.Conv2d):
+            return output.add_(layer._conv_forward(x, self.delta, None))
+        output.view(-1, output.shape[-1]).addmm_(x.view(-1, x.shape[-1]), self.delta.t())
+        return output
+
+    def by_rows(self, rows: Rows, layer: nn.Module, x: Tensor, output: Tensor, plain: bool) -> Tensor:
+        rows.check(x)
+        if not plain:
+            s = rows.strengths(self.first)[:, self.first.spans[self.member]].to(x.device)
+            return output + pair(layer, x, self.a, self.b, expanded(s, layer, x)).to(output.dtype)
+        if x.dim() == 3 and len(x) == len(rows.etas) and isinstance(layer, nn.Linear):
+            return self.first.add_rows(x, output, self.member)
+        return by_setting(rows, self.first, self.member, layer, x, output)
+
+
+def is_cheaper_dense(layer: nn.Module, rank: int) -> bool:
+    """Whether one product with ΔW takes fewer multiplications than two with B and A."""
+    out, *rest = weight_of(layer).shape
+    kernel = 1
+    for n in rest:
+        kernel *= n
+    return rank * (kernel + out) > kernel * out

@@ -1,0 +1,75 @@
+"""Settings from TOML files, JSON lines and Python, checked one by one; unknown names get the nearest valid one."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import create_model
+
+from sdlora import config
+from sdlora.config import NAME_OR_FOLDER, Settings
+from sdlora.drawing.settings import PICTURE, Drawing, scope
+from sdlora.errors import SdloraError
+
+NONE = "none"  # as the adapter: without any
+HIDDEN = {"named"}
+
+
+@cache
+def model() -> type[Settings]:
+    """Drawing as a pydantic model: every setting optional, so that one knows what was said."""
+    hints = get_type_hints(Drawing)
+    known: dict[str, Any] = {f.name: (hints[f.name] | None, None) for f in fields(Drawing) if f.name not in HIDDEN}
+    known["prompt"] = (str | tuple[str, ...] | None, None)
+    known["base"] = (Annotated[str, NAME_OR_FOLDER] | None, None)
+    return create_model("Drawing", __base__=Settings, **known)
+
+
+def from_toml(path: Path) -> dict[str, Any]:
+    """The settings that a file names. Its relative paths start at its folder."""
+    return checked(config.read_toml(path), f"in {path}", path.absolute().parent)
+
+
+def checked(data: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """`data` with every name and value examined; relative paths are seen from `folder`."""
+    origin = {key: where for key in data}
+    config.check_keys(model(), data, origin)
+    found = config.validated(model(), {**data, **_placed(data, folder)}, origin)
+    given = {name: getattr(found, name) for name in found.model_fields_set}
+    return {name: (value,) if name == "prompt" and isinstance(value, str) else value for name, value in given.items() if value is not None}
+
+
+def of_picture(data: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """`checked`, for what concerns a single picture: SdloraError for a setting of the whole run."""
+    found = checked(data, where, folder)
+    for name in found.keys() - set(scope(PICTURE)):
+        raise SdloraError(f"{name} {where} holds for all pictures of a run; put it on the command line or into the settings file")
+    return found
+
+
+def merged(*layers: Mapping[str, Any]) -> Drawing:
+    """A Drawing of several layers of settings; the later ones win."""
+    return Drawing(**{name: value for layer in layers for name, value in layer.items()})
+
+
+def _placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The paths among the settings, seen from `folder`; "style.safetensors=0.8" is one too."""
+    result: dict[str, Any] = {}
+    for name in ("output", "vae", "prompts"):
+        if isinstance(data.get(name), str):
+            result[name] = _at(folder, data[name])
+    for name in ("adapter", "adapters"):
+        if isinstance(value := data.get(name), Sequence):
+            listed = [value] if isinstance(value, str) else list(value)
+            result[name] = [_at(folder, v) if isinstance(v, str) and v != NONE else v for v in listed]
+    base = data.get("base")
+    if isinstance(base, str) and ("/" in base or base.startswith((".", "~"))) and (folder / Path(base).expanduser()).exists():
+        result["base"] = _at(folder, base)  # else it is a Hub id
+    return result
+
+
+def _at(folder: Path, text: str) -> str:
+    return os.path.normpath(folder / Path(text).expanduser())

@@ -1,0 +1,201 @@
+"""Settings carried out: gather them, load the model, draw, save."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from sdlora import atomic, files, generation, hardware, images
+from sdlora.drawing import places, preview, prompt_files, reading, recall, runs
+from sdlora.drawing.crew import Crew
+from sdlora.drawing.recall import Recalled
+from sdlora.drawing.settings import Drawing
+from sdlora.drawing.translate import requests
+from sdlora.errors import SdloraError
+from sdlora.generation import Picture, Request, State, record
+from sdlora.models import Components
+from sdlora.prompts import extract, library
+
+Say = Callable[[str], None]
+Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # steps in all -> what is told of each step's pictures
+
+# What has a value of its own in every picture and yet lets pictures share a batch; the sampler's options are in `method`.
+FREE = {"prompt", "negative", "seed", "guidance", "clip_skip", "emphasis", "original", "crop", "target", "tagged", "sampler", "schedule"}
+
+
+def quiet(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A bar that is not there."""
+    return nullcontext(lambda n: None)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    paths: list[Path]  # of the pictures drawn now
+    seconds: float  # that they took, without loading
+    pictures: list[Picture]  # they themselves, if they were kept
+    known: int = 0  # pictures of a run that were there already
+    named: list[Path] = field(default_factory=list)  # of a run: the file of every picture that was wanted
+
+
+def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Path | None = None) -> tuple[Drawing, Recalled | None]:
+    """What a picture says, then a settings file, then `given`; the later ones win."""
+    said = {**(reading.from_toml(settings) if settings else {}), **given}
+    if source is None:
+        return reading.merged(said), None
+    found = recall.recalled(source, said.get("adapters", ()), said)
+    return reading.merged(found.settings, said), found
+
+
+def carry_out(drawing: Drawing, say: Say = lambda text: None, bar: Bar = quiet) -> list[Path]:
+    """Draw and save all that a Drawing says; the new pictures' paths. With `prompts`, what is there already is left alone."""
+    return drawn_and_saved(drawing, say, bar, keep=False).paths
+
+
+def drawn_and_saved(drawing: Drawing, say: Say, bar: Bar, recalled: Recalled | None = None, keep: bool = True) -> Result:
+    """`carry_out` in full: `say` gets warnings and what was loaded; `keep` keeps the pictures for a sheet."""
+    crew = Crew.mustered(drawing.device)
+    tell: Say = say if crew.first else (lambda text: None)
+    wanted = prompt_files.requests(drawing) if drawing.prompts else requests(drawing)
+    if drawing.prompts or crew.several:
+        return resumed(drawing, wanted, say, bar, crew, recalled)
+    images.format_of(drawing.image_format)
+    wanted = _tagged(wanted, drawing, tell)
+    folder = atomic.writable_folder(drawing.output)
+    components = load(drawing, tell)
+    _warn(drawing, components, recalled, tell)
+    return _numbered(components, drawing, wanted, folder, bar, tell, keep)
+
+
+def resumed(
+    drawing: Drawing, wanted: Sequence[Request], say: Say, bar: Bar, crew: Crew | None = None, recalled: Recalled | None = None
+) -> Result:
+    """Draw those of the wanted pictures that the output folder has not yet; several processes share them."""
+    crew = crew or Crew.mustered(drawing.device)
+    tell: Say = say if crew.first else (lambda text: None)
+    suffix = images.FORMATS[images.format_of(drawing.image_format)]
+    wanted = _tagged(wanted, drawing, tell)
+    folder = atomic.writable_folder(drawing.output)
+    if drawing.apply == generation.AUTO:  # a choice by what is left to draw would be another one after an interruption
+        drawing = replace(drawing, apply="fused" if drawing.compile else "stacked")
+    components = load(drawing, tell, crew)
+    _warn(drawing, components, recalled, tell)
+    start = perf_counter()
+    plan = runs.plan(folder, [runs.key(record.settings(components, r, drawing.apply)) for r in wanted], wanted, suffix)
+    crew.wait()  # until everybody has seen the same folder
+    if crew.first:
+        runs.write(folder, plan)
+    mine = crew.share([i for i in sorted_for_batches(wanted) if i in plan.missing])
+    named = [folder / name for name in plan.names]
+    _run(components, drawing, [wanted[i] for i in mine], [named[i] for i in mine], bar if crew.first else None)
+    crew.wait()
+    return Result([named[i] for i in sorted(plan.missing)], perf_counter() - start, [], plan.known, named)
+
+
+def load(drawing: Drawing, say: Say, crew: Crew | None = None) -> Components:
+    """The base of a Drawing. Bases that were named by their path are found again by their hash."""
+    found: dict[str, Any] = {name: getattr(drawing, name) for name in ("vae", "family", "prediction", "variant")}
+    if drawing.base != "emoji":
+        found["say"] = say
+    ways = {name: getattr(drawing, name) for name in ("attention", "tiling", "compile", "offload")}
+    components = generation.load(drawing.base, crew.device if crew else drawing.device, drawing.precision, **ways, **found)
+    if Path(drawing.base).expanduser().exists():
+        places.remember({components.own_hash: drawing.base})
+    if drawing.vae and components.vae_file:
+        places.remember({components.vae_file[1]: drawing.vae})
+    return components
+
+
+def draw(
+    components: Components,
+    drawing: Drawing,
+    wanted: Sequence[Request],
+    callback: Callable[[State], None] | None = None,
+    say: Say | None = None,
+) -> Iterator[Picture]:
+    """The pictures in the order of `wanted`, with the adapters that each request names; all checked before the first is drawn.
+
+    Neighbours share batches: see `sorted_for_batches`. `drawing` says how, its prompts and seeds are not looked at.
+    """
+    budget = None if drawing.adapter_memory is None else files.parse_bytes(drawing.adapter_memory, "--adapter-memory")
+    found = {name: Path(path) for request in wanted for name, path in request.tagged}
+    found |= {path: Path(path) for request in wanted for path, _ in request.adapters}
+    named = generation.load_named(components, found, files.Library(budget))
+    places.remember({record.hashes(path)["hash"]: str(path) for path in found.values()})
+    where = hardware.device(drawing.device) if drawing.offload else None
+    ways: dict[str, Any] = {"named": named, "offload": where, "batch": drawing.batch, "apply": drawing.apply, "callback": callback}
+    return generation.generate(components, wanted, say=say, **ways)
+
+
+def sorted_for_batches(wanted: Sequence[Request]) -> list[int]:
+    """The places of the requests, in such an order that those which can share a batch are neighbours; else as they came."""
+    groups: dict[Any, list[int]] = {}
+    names = [f.name for f in fields(Request) if f.name not in FREE]
+    for i, request in enumerate(wanted):
+        tags = tuple((tag.name, str(tag.strength)) for tag in request.tags)
+        same = (request.method, request.guided, tags, *(getattr(request, name) for name in names))
+        groups.setdefault(repr(same), []).append(i)
+    return [i for group in groups.values() for i in group]
+
+
+def _tagged(wanted: Sequence[Request], drawing: Drawing, say: Say) -> list[Request]:
+    """The requests with the files of their prompts' tags."""
+    for prompt in dict.fromkeys(request.prompt for request in wanted):
+        for tag in extract(prompt).ignored:
+            say(f"warning: {tag} is left out of the prompt; sdlora knows <lora:NAME:STRENGTH>")
+    known, listed = dict(drawing.named), library.listed(drawing.adapters)
+    for name in dict.fromkeys(tag.name for request in wanted for tag in request.tags):
+        if name not in known:
+            known[name] = library.find(name, listed, drawing.adapters)
+    return [replace(r, tagged=tuple((tag.name, str(known[tag.name])) for tag in r.tags)) for r in wanted]
+
+
+def _warn(drawing: Drawing, components: Components, recalled: Recalled | None, say: Say) -> None:
+    for warning in (*recalled.warnings, *recall.check(recalled, components, _said(drawing, recalled))) if recalled else ():
+        say(f"warning: {warning}")
+
+
+def _said(drawing: Drawing, recalled: Recalled) -> dict[str, Any]:
+    """What is other than the picture had it."""
+    return {name: True for name in ("base", "vae") if getattr(drawing, name) != recalled.settings.get(name, getattr(Drawing, name))}
+
+
+def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request], folder: Path, bar: Bar, say: Say, keep: bool) -> Result:
+    """Behind the highest number in the folder, one after the other."""
+    kind = images.format_of(drawing.image_format)
+    start, paths, pictures = perf_counter(), list[Path](), list[Picture]()
+    with bar(sum(request.steps for request in wanted)) as advance:
+        for picture in draw(components, drawing, wanted, _callback(components, drawing, advance), say):
+            settings = record.settings(components, picture.request, picture.apply)
+            paths.append(record.save(picture, folder, settings, kind, drawing.quality))
+            if keep:
+                pictures.append(picture)
+    return Result(paths, perf_counter() - start, pictures)
+
+
+def _run(components: Components, drawing: Drawing, wanted: Sequence[Request], paths: Sequence[Path], bar: Bar | None) -> None:
+    """Under names that are settled."""
+    done = 0
+    with (bar or quiet)(sum(request.steps for request in wanted)) as advance:
+        places_of = {id(request): path for request, path in zip(wanted, paths, strict=True)}
+        try:
+            for picture in draw(components, drawing, wanted, _callback(components, drawing, advance)):
+                path = places_of[id(picture.request)]  # a picture that turns into NaN is left out, and said when its batch is done
+                images.save(picture.image, path, record.settings(components, picture.request, picture.apply), drawing.quality)
+                done += 1
+        except SdloraError as error:
+            raise SdloraError(f"{error} ({done} of {len(paths)} pictures are drawn; the same command goes on)") from error
+
+
+def _callback(components: Components, drawing: Drawing, advance: Callable[[int], None]) -> Callable[[State], None]:
+    """What follows each step: the bar, and previews."""
+    if drawing.preview is None:
+        return lambda state: advance(len(state.x))
+    show = preview.to_file(components, drawing.output / preview.NAME, drawing.preview)
+
+    def after(state: State) -> None:
+        advance(len(state.x))
+        show(state)
+
+    return after
