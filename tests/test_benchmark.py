@@ -555,6 +555,16 @@ def test_each_picture_of_a_batch_has_its_own_adapter(components, adapter):
     assert any(check.law.startswith("own 8 draws what it should") for check in checks)
 
 
+def test_every_settings_file_of_the_benchmark_is_valid_and_measures_what_it_aims_at():
+    for path in sorted((ROOT / "configs").glob("benchmark-*.toml")):
+        if path.stem == "benchmark-training":
+            continue
+        found = config.load(BenchmarkConfig, path)
+        names = chosen(found)
+        parts = {part for limit in found.limits for part in limit.split(" / ")} & set(CONDITIONS)
+        assert parts | set(found.margins) <= set(names), path.name
+
+
 def test_the_published_setting_without_files_differs_in_the_base_and_the_adapters_alone():
     told, made = (config.load(BenchmarkConfig, ROOT / "configs" / f"benchmark-table2{name}.toml") for name in ("", "-random"))
     differ = {name for name in BenchmarkConfig.model_fields if getattr(told, name) != getattr(made, name)}
