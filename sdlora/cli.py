@@ -8,10 +8,10 @@ from typing import NoReturn
 import typer
 
 from sdlora import __version__
-from sdlora.commands import adapter, base, benchmark, demo, generate, grid, train
+from sdlora.commands import adapter, base, benchmark, cache, dataset, demo, generate, grid, train
 from sdlora.errors import SdloraError
 
-COMMANDS = (train, generate, grid, benchmark, demo, adapter, base)  # in the order of `sdlora --help`
+COMMANDS = (train, generate, grid, dataset, benchmark, demo, adapter, base, cache)  # in the order of `sdlora --help`
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: the first is also what a wrong option gives, the second is the shell's for Ctrl-C
 
 

@@ -11,25 +11,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdlora.errors import SdloraError
 from sdlora.families import FAMILIES
 from sdlora.models import Components
+from sdlora.prompts.encode import chunks_of, padded
+
+CHUNKS = 3  # of 75 tokens that a caption may have where nothing else is said: 225, kohya's most
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
     """The text of n samples."""
 
-    context: Tensor  # (n, 77, width): all text encoders side by side
+    context: Tensor  # (n, 77 k, width): all text encoders side by side; k chunks of the longest text
     pooled: Tensor | None = None  # (n, p): the last text encoder's projected end token, for SDXL
+    mask: Tensor | None = None  # (n, 77 k) bool: false where a shorter text has nothing; None: all have the same length
 
     def __len__(self) -> int:
         return len(self.context)
 
     def __getitem__(self, rows: Tensor | slice) -> "Conditioning":
-        return Conditioning(self.context[rows], None if self.pooled is None else self.pooled[rows])
+        return Conditioning(*(None if part is None else part[rows] for part in (self.context, self.pooled, self.mask)))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
-        return Conditioning(self.context.to(device, dtype), None if self.pooled is None else self.pooled.to(device, dtype))
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return Conditioning(self.context.to(device, dtype), pooled, None if self.mask is None else self.mask.to(device))
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,28 @@ class Sizes:
 
 
 def cat(parts: Iterable[Conditioning]) -> Conditioning:
+    """One after the other; shorter ones are filled up with zeros that the mask hides from the U-Net."""
     parts = list(parts)
     pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Conditioning(torch.cat([part.context for part in parts]), torch.cat(pooled) if pooled else None)
+    longest = max(part.context.shape[1] for part in parts)
+    filled = [_filled(part, longest) for part in parts]
+    plain = all(part.mask is None and part.context.shape[1] == longest for part in parts)
+    masks = None if plain else torch.cat([mask for _, mask in filled])
+    return Conditioning(torch.cat([context for context, _ in filled]), torch.cat(pooled) if pooled else None, masks)
+
+
+def _filled(part: Conditioning, length: int) -> tuple[Tensor, Tensor]:
+    n, own = part.context.shape[:2]
+    mask = part.context.new_ones((n, own), dtype=torch.bool) if part.mask is None else part.mask
+    if own == length:
+        return part.context, mask
+    return nn.functional.pad(part.context, (0, 0, 0, length - own)), nn.functional.pad(mask, (0, length - own))
 
 
 def masked(hint: Conditioning, kept: Tensor) -> Conditioning:
     """Zeros in the rows where `kept` (n,) is false, and there no gradient either."""
     pooled = None if hint.pooled is None else hint.pooled.where(kept[:, None], 0)
-    return Conditioning(hint.context.where(kept[:, None, None], 0), pooled)
+    return Conditioning(hint.context.where(kept[:, None, None], 0), pooled, hint.mask)
 
 
 def tokens(components: Components, prompts: Sequence[str]) -> tuple[Tensor, ...]:
@@ -68,13 +87,53 @@ def tokens(components: Components, prompts: Sequence[str]) -> tuple[Tensor, ...]
     )
 
 
-def encode_tokens(components: Components, ids: Sequence[Tensor]) -> Conditioning:
-    """`tokens` through the text encoders as they are at the moment, with gradients where they are asked for."""
+def chunk_tokens(components: Components, caption: str, limit: int = CHUNKS) -> tuple[Tensor, ...]:
+    """One (k, 77) of token numbers per text encoder: the caption as it stands, brackets and all, in chunks of 75 tokens, which end at a
+    comma where one is near (`sdlora.prompts.chunks`). What is beyond `limit` chunks is cut."""
+    found = [[padded(chunk.ids, t.eos_token_id, t.pad_token_id) for chunk in chunks_of(t, caption, "None")] for t in components.tokenizers]
+    count = min(limit, max(map(len, found)))
+    empty = [padded(chunks_of(t, "", "None")[0].ids, t.eos_token_id, t.pad_token_id) for t in components.tokenizers]
+    return tuple(torch.tensor([*own, *[none] * count][:count]) for own, none in zip(found, empty, strict=True))
+
+
+def encode_tokens(components: Components, ids: Sequence[Tensor], clip_skip: int = 1) -> Conditioning:
+    """`tokens` through the text encoders as they are at the moment, with gradients where they are asked for.
+
+    clip_skip   1 is the last layer, n the n-th from the end. SdloraError where the encoder has fewer, and for SDXL's own beyond 2
+    """
+    check_clip_skip(components, clip_skip)
     if not FAMILIES[components.family].pooled:
         (encoder,) = components.text_encoders
-        return Conditioning(encoder(ids[0].to(encoder.device)).last_hidden_state)
-    said = [encoder(own.to(encoder.device), output_hidden_states=True) for encoder, own in zip(components.text_encoders, ids, strict=True)]
-    return Conditioning(torch.cat([output.hidden_states[-2] for output in said], dim=-1), said[-1].text_embeds)
+        said = encoder(ids[0].to(encoder.device), output_hidden_states=clip_skip > 1)
+        if clip_skip == 1:
+            return Conditioning(said.last_hidden_state)
+        return Conditioning(getattr(encoder, "text_model", encoder).final_layer_norm(said.hidden_states[-clip_skip]))
+    outputs = [
+        encoder(own.to(encoder.device), output_hidden_states=True) for encoder, own in zip(components.text_encoders, ids, strict=True)
+    ]
+    return Conditioning(torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds)
+
+
+def check_clip_skip(components: Components, clip_skip: int) -> None:
+    layers = components.text_encoders[0].config.num_hidden_layers
+    if FAMILIES[components.family].pooled and clip_skip > 2:
+        raise SdloraError(f"clip_skip is {clip_skip}; Stable Diffusion XL always reads the last layer but one, which is 2; leave it out")
+    if not 1 <= clip_skip <= layers:
+        raise SdloraError(f"clip_skip is {clip_skip}; this text encoder has {layers} layers: 1 is the last, {layers} the first")
+
+
+def encode_chunks(components: Components, captions: Sequence[Sequence[Tensor]], clip_skip: int = 1) -> Conditioning:
+    """`chunk_tokens` of n captions through the text encoders, all chunks in one call, with gradients where they are asked for; the
+    pooled embedding is the first chunk's."""
+    counts = [len(own[0]) for own in captions]
+    ids = [torch.cat([own[i] for own in captions]) for i in range(len(captions[0]))]
+    rows = encode_tokens(components, ids, clip_skip)
+    parts, start = [], 0
+    for count in counts:
+        pooled = None if rows.pooled is None else rows.pooled[start : start + 1]
+        parts.append(Conditioning(rows.context[start : start + count].flatten(0, 1)[None], pooled))
+        start += count
+    return cat(parts)
 
 
 @torch.no_grad()
@@ -97,4 +156,5 @@ def time_ids(sizes: Sequence[Sizes], device: torch.device | str = "cpu") -> Tens
 def predict(unet: nn.Module, x: Tensor, t: Tensor, hint: Conditioning, ids: Tensor | None = None) -> Tensor:
     """What the U-Net says of x (n, 4, h, w) at timestep t, (n,) or a scalar. SDXL needs `ids`, the time ids (n, 6)."""
     added = None if hint.pooled is None else {"text_embeds": hint.pooled, "time_ids": ids}
-    return unet(x, t, encoder_hidden_states=hint.context, added_cond_kwargs=added, return_dict=False)[0]
+    told = {"encoder_hidden_states": hint.context, "encoder_attention_mask": hint.mask, "added_cond_kwargs": added}
+    return unet(x, t, **told, return_dict=False)[0]

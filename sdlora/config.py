@@ -7,6 +7,7 @@ relative path in an override starts at the current folder, where it was typed. `
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,10 @@ from sdlora.errors import SdloraError, nearest
 
 NAME_OR_FOLDER = "a name, or a folder"  # marks a str field: a value with a slash, or that starts with "." or "~", is a path
 NameOrFolder = Annotated[str, NAME_OR_FOLDER]
+BASE = "a base model"  # marks one that may be a Hugging Face id, owner/model, as well, where there is no such path
+BaseModelName = Annotated[str, NAME_OR_FOLDER, BASE]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FILES = (".safetensors", ".ckpt")  # how no id ends
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -69,11 +74,13 @@ def check_keys(cls: type[BaseModel], data: Mapping[str, Any], origin: Mapping[st
     for key, value in data.items():
         name = prefix + key
         if key not in cls.model_fields:
-            where = next((place for k, place in origin.items() if k == name or k.startswith(name + ".")), "")
+            inner = (place for k, place in origin.items() if k == name or k.startswith(name + "."))
+            where = next(inner, "") or next((place for k, place in origin.items() if name.startswith(k + ".")), "")
             raise SdloraError(f"unknown setting {name} {where}".rstrip() + nearest(name, _names(root)))
         nested = _nested_model(cls.model_fields[key].annotation)
-        if nested and isinstance(value, Mapping):
-            check_keys(nested, value, origin, name + ".", root)
+        if nested:
+            for table in _tables(value):
+                check_keys(nested, table, origin, name + ".", root)
 
 
 def validated(cls: type[Model], data: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> Model:
@@ -93,6 +100,10 @@ def _explained(error: Any, origin: Mapping[str, str]) -> str:
     if not name:
         return message
     value = error["input"]
+    if error["type"] == "literal_error" and isinstance(value, str):
+        return f"{name} is {value!r} {origin.get(name, '')}".rstrip() + nearest(value, re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{name} is {value!r} {origin.get(name, '')}".rstrip() + f"; it is a table, so write {name}.NAME=VALUE"
     kind = "" if isinstance(value, (int, float)) else f", a {type(value).__name__}"
     return f"{name} is {value!r}{kind} {origin.get(name, '')}".rstrip() + "; " + message.replace("Input should be", "it should be")
 
@@ -107,6 +118,10 @@ def placed(cls: type[BaseModel], data: Mapping[str, Any], folder: Path) -> dict[
         nested = _nested_model(field.annotation)
         if nested and isinstance(value, Mapping):
             result[key] = placed(nested, value, folder)
+        elif nested and isinstance(value, list):
+            result[key] = [placed(nested, table, folder) if isinstance(table, Mapping) else table for table in value]
+        elif isinstance(value, str) and BASE in field.metadata and _is_hub_id(value, folder):
+            continue
         elif isinstance(value, str) and _is_path(field.annotation, field.metadata, value):
             result[key] = os.path.normpath(folder / Path(value).expanduser())
         elif isinstance(value, list) and NAME_OR_FOLDER in field.metadata:
@@ -120,6 +135,12 @@ def _is_path(annotation: Any, metadata: Sequence[Any], value: str) -> bool:
     return Path in (annotation, *get_args(annotation))
 
 
+def _is_hub_id(value: str, folder: Path) -> bool:
+    """Not where a path of this name is at hand: a file's own folder goes first, and what lies elsewhere would depend on the place."""
+    there = any((place / value).exists() for place in (folder, Path.cwd()))
+    return HUB_ID.fullmatch(value) is not None and not Path(value).suffix.endswith(FILES) and not there
+
+
 def _named_by_path(value: Any) -> bool:
     return isinstance(value, str) and ("/" in value or value.startswith((".", "~")))
 
@@ -127,6 +148,11 @@ def _named_by_path(value: Any) -> bool:
 def _nested_model(annotation: Any) -> type[BaseModel] | None:
     candidates = (annotation, *get_args(annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _tables(value: Any) -> list[Mapping[str, Any]]:
+    """One table, or those of a list ([[name]] in TOML)."""
+    return [table for table in (value if isinstance(value, list) else [value]) if isinstance(table, Mapping)]
 
 
 def _names(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -179,8 +205,13 @@ def dumps(settings: BaseModel) -> str:
     lines = [f"{key} = {_toml(value)}" for key, value in data.items() if not isinstance(value, dict)]
     for key, table in data.items():
         if isinstance(table, dict):
-            lines += ["", f"[{key}]", *(f"{name} = {_toml(value)}" for name, value in table.items())]
+            lines += ["", f"[{key}]", *(f"{_key(name)} = {_toml(value)}" for name, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    """A name with dots, such as a layer's, is quoted: without, they would be tables."""
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 
 def _toml(value: Any) -> str:
@@ -193,5 +224,7 @@ def _toml(value: Any) -> str:
             return str(value)
         case list() | tuple():
             return "[" + ", ".join(_toml(item) for item in value) + "]"
+        case dict():
+            return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
         case _:
             return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

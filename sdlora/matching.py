@@ -26,8 +26,8 @@ def matched(modules: Mapping[str, nn.Module], adapter: Adapter, source: str = "t
     if wrong:
         raise SdloraError(
             f"{_other_family(source, adapter, modules)}"
-            f"{len(wrong)} of {len(adapter.layers)} layers of {source} have another shape than the model's:\n{_listed(wrong)}\n"
-            "The adapter was trained on a base model of another size. Choose the base it was trained on (--base)"
+            f"{len(wrong)} of {len(adapter.layers)} layers of {source} have another shape than the model's ({_listed(wrong)}); "
+            "the adapter was trained on a base model of another size. Choose the base it was trained on (--base)"
         )
     return {name: layers[name] for name in adapter.layers}
 
@@ -42,7 +42,7 @@ def missing_message(source: str, missing: list[str], adapter: Adapter, modules: 
     models = " or ".join(type(module).__name__ for module in modules.values())
     return (
         f"{_other_family(source, adapter, modules)}"
-        f"{len(missing)} of {len(adapter.layers)} layers of {source} do not exist in {models}:\n{_listed(missing)}\n"
+        f"{len(missing)} of {len(adapter.layers)} layers of {source} do not exist in {models} ({_listed(missing)}); "
         f"{_reason(missing, len(adapter.layers))}. `sdlora adapter describe FILE` shows what the file is made for"
     )
 
@@ -57,24 +57,23 @@ def adapter_family(adapter: Adapter) -> str | None:
 
 
 def _other_family(source: str, adapter: Adapter, modules: Mapping[str, nn.Module]) -> str:
-    """The first line of the message where the two are of different families."""
+    """The beginning of the message where the two are of different families."""
     theirs, ours = adapter_family(adapter), base_family(modules)
     small = ours is None and theirs == "sd1"  # the built-in base: SD 1.x by name, and by none of its layers
     if theirs is None or theirs == ours or small:
         return ""
     this = f"this base model is {title(ours)}" if ours else f"this base model is not {title(theirs)}"
-    return f"{source} is an adapter for {title(theirs)}, {this}.\n"
+    return f"{source} is an adapter for {title(theirs)}, {this}: "
 
 
 def _reason(missing: list[str], total: int) -> str:
     if len(missing) == total:
-        return "No layer fits: the adapter was trained on another model family"
-    return "The adapter was probably trained on another base model, with more layers: choose that one (--base), or pass allow_missing=True"
+        return "no layer fits: the adapter was trained on another model family"
+    return "the adapter was probably trained on another base model, with more layers: choose that one (--base), or pass allow_missing=True"
 
 
 def _listed(lines: list[str]) -> str:
-    shown = [f"    {line}" for line in lines[:EXAMPLES]]
-    return "\n".join([*shown, "    …"] if len(lines) > EXAMPLES else shown)
+    return "; ".join([*lines[:EXAMPLES], "…"] if len(lines) > EXAMPLES else lines)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -71,7 +71,7 @@ def located(base: str | Path) -> Path:
         raise SdloraError(f"{path} has no model_index.json; a base model is a folder in diffusers' layout (with unet/, vae/, …) or a file")
     if path.suffix in single.SUFFIXES:
         raise SdloraError(f"there is no file {path}")
-    if hub.ID.fullmatch(str(base)):
+    if hub.is_id(str(base)):
         return hub.folder(str(base))
     raise SdloraError(f"unknown base model {str(base)!r}: neither a built-in name nor a folder or file{nearest(str(base), BUILT_IN)}")
 
@@ -140,12 +140,12 @@ def load(
     """
     found = opened(base, family=family, prediction=prediction, vae=vae, variant=variant, config=config)
     found.check()
-    tokenizers = tuple(_tokenizer(found, i) for i in range(len(found.tokenizers)))
+    words = tokenizers(found)
     text_encoders = tuple(found.loaded(component, device, dtype) for component, _ in found.family.text_encoders)
     unet = found.loaded("unet", device, dtype)
     foretold, why = found.prediction.kind, found.prediction.why
     if foretold is None:
-        foretold, why = _measured(unet, tokenizers[0], text_encoders[0])
+        foretold, why = _measured(unet, words[0], text_encoders[0])
         unet.register_to_config(sample_size=configs.packaged(found.family.name, foretold)["unet"]["sample_size"])
     upcast = found.family.pooled and found.modules["vae"].config.force_upcast
     autoencoder = found.loaded("vae", device, vae_dtype(dtype, upcast))
@@ -154,7 +154,7 @@ def load(
     return Components(
         str(base) if str(base) in BUILT_IN else found.name,
         found.family.name,
-        tokenizers,
+        words,
         text_encoders,
         unet,
         autoencoder,
@@ -173,6 +173,11 @@ def _measured(unet: nn.Module, words: Any, text_encoder: nn.Module) -> tuple[str
     with torch.no_grad():
         cosine = measure.alignment(unet, text_encoder(ids.to(text_encoder.device)).last_hidden_state)
     return measure.prediction(cosine), f"measured: what it says of pure noise has a cosine of {cosine:.2f} with it; --prediction sets it"
+
+
+def tokenizers(found: Opened) -> tuple[Any, ...]:
+    """One per text encoder; no weights are read."""
+    return tuple(_tokenizer(found, i) for i in range(len(found.tokenizers)))
 
 
 def _tokenizer(found: Opened, index: int) -> Any:
@@ -206,7 +211,7 @@ def skeleton(base: str | Path = "emoji") -> dict[str, nn.Module]:
         modules = single.opened(path).modules
     else:
         family = folder.family_of(path)
-        modules = skeletons(family, {component: folder.config_of(path / component) for component in kinds(family)})
+        modules = skeletons(family, {component: folder.config_of(path / component) for component in kinds(family)}, path)
     return {component: module for component, module in modules.items() if component != "vae"}
 
 

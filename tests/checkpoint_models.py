@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from bases import enliven, save
-from sdlora.checkpoints import build, configs, single, stored, tokenizer
+from sdlora import stored
+from sdlora.checkpoints import build, configs, single, tokenizer
 from sdlora.checkpoints.links import given
 from sdlora.checkpoints.opened import kinds, skeletons
-from sdlora.checkpoints.stored import Stored
 from sdlora.families import FAMILIES
+from sdlora.stored import Stored
 
 CONTEXT = {"sd1": 64, "sd2": 128, "sdxl": 64 + 128}
 
@@ -95,3 +96,31 @@ def write_hollow(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
     return path
+
+
+def assert_equal(one, other):
+    assert (one.family, one.prediction, one.zeros_for_empty) == (other.family, other.prediction, other.zeros_for_empty)
+    assert torch.equal(one.alphas_bar, other.alphas_bar)
+    for mine, theirs in zip((*one.modules.values(), one.vae), (*other.modules.values(), other.vae), strict=True):
+        a, b = mine.state_dict(), theirs.state_dict()
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def drop(prefix):
+    def change(tensors):
+        for key in [key for key in tensors if key.startswith(prefix)]:
+            del tensors[key]
+
+    return change
+
+
+def renamed(old, new):
+    def change(tensors):
+        for key in list(tensors):
+            tensors[key.replace(old, new)] = tensors.pop(key)
+
+    return change
+
+
+def extra(name, *shape):
+    return lambda tensors: tensors.update({name: empty(*shape)})

@@ -138,3 +138,49 @@ def predict():
         return conditioning.predict(components.unet, x, torch.tensor([400, 700]), hint, ids)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    """A function family -> (narrow base with CLIP's vocabulary, a folder saved by diffusers; the single file that sdlora writes of it)."""
+    from functools import cache
+
+    import checkpoint_models
+
+    from sdlora import models
+    from sdlora.checkpoints import single
+
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def make(family: str) -> tuple[Path, Path]:
+        source = checkpoint_models.make(root / family, family)
+        single.export(models.opened(source), root / f"{family}.safetensors")
+        return source, root / f"{family}.safetensors"
+
+    return make
+
+
+@pytest.fixture
+def changed(made, tmp_path: Path):
+    """A function (family, change, metadata) -> the family's single file after `change` of its dict of tensors; no header but `metadata`."""
+    from safetensors.torch import load_file, save_file
+
+    def make(family, change=lambda tensors: None, metadata=None):
+        tensors = load_file(made(family)[1])
+        change(tensors)
+        save_file(tensors, tmp_path / "changed.safetensors", metadata)
+        return tmp_path / "changed.safetensors"
+
+    return make
+
+
+@pytest.fixture
+def hollow(tmp_path: Path):
+    """As `changed`, of the true size and with nothing but zeros: a file of holes, which takes no room on the disk."""
+    from checkpoint_models import hollow_file
+
+    def make(family, change=lambda tensors: None, metadata=None):
+        return hollow_file(tmp_path / "changed.safetensors", family, change, metadata)
+
+    return make

@@ -128,6 +128,25 @@ def test_convert_names_the_embeddings_that_it_leaves_out_and_refuses_to_lose_wha
     assert not (tmp_path / "lost.safetensors").exists()
 
 
+def test_the_folder_of_a_program_and_an_old_pickle_are_adapters_too(run, file, tmp_path):
+    (tmp_path / "run").mkdir()
+    tensors = load(file.read_bytes())
+    files.save(files.read(file), tmp_path / "run" / "pytorch_lora_weights.safetensors", "peft")
+    torch.save(tensors, tmp_path / "old.pt")
+    for source in (tmp_path / "run", tmp_path / "old.pt"):
+        facts = json.loads(run("describe", source, "--json"))
+        assert facts["parameters"] == json.loads(run("describe", file, "--json"))["parameters"]
+        run("convert", source, tmp_path / f"{source.stem}.safetensors", "--format", "kohya")
+        assert load((tmp_path / f"{source.stem}.safetensors").read_bytes()).keys() == tensors.keys()
+
+
+def test_convert_writes_over_nothing_and_only_safetensors(run, file, tmp_path):
+    with pytest.raises(SdloraError, match="is there already; give another name, or remove it"):
+        run("convert", file, file, "--format", "peft")
+    with pytest.raises(SdloraError, match="cannot write .*out.pt: give a name that ends in .safetensors"):
+        run("convert", file, tmp_path / "out.pt", "--format", "peft")
+
+
 def test_convert_says_what_is_wrong(run, file, tmp_path):
     with pytest.raises(SdloraError, match="unknown adapter format 'pfet'; did you mean peft?"):
         run("convert", file, tmp_path / "out.safetensors", "--format", "pfet")

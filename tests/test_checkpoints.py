@@ -5,11 +5,12 @@ import pytest
 import torch
 from diffusers.loaders import single_file_utils as theirs
 
-from sdlora.checkpoints import build, clip, configs, folder, identify, single, stored, unet, vae
+from sdlora import stored
+from sdlora.checkpoints import build, clip, configs, folder, identify, single, unet, vae
 from sdlora.checkpoints.links import given, taken
 from sdlora.checkpoints.opened import KINDS, kinds, skeletons
-from sdlora.checkpoints.stored import Stored
 from sdlora.families import FAMILIES
+from sdlora.stored import Stored
 
 COUNTS = {  # tensors and parameters of the true models, as they are known of the published ones
     "sd1": {"unet": (686, 859_520_964), "vae": (248, 83_653_863), "text_encoder": (196, 123_060_480)},

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 
 from sdlora import conditioning, data, latents
-from sdlora.captions import contains
-from sdlora.data import Cache, encode, pictures
+from sdlora.data import Cache, DataSettings, encode, gather, pictures
 from sdlora.data.encode import embeddings
 from sdlora.errors import SdloraError
 
@@ -44,13 +43,78 @@ def test_a_bad_folder_is_refused_with_the_file_and_the_way_out(folder, damage, w
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_missing_folder_and_a_folder_of_folders_are_refused(folder, tmp_path_factory):
+def test_a_missing_folder_is_refused(folder):
     with pytest.raises(SdloraError, match="does not exist"):
         data.scan(folder / "no")
-    above = tmp_path_factory.mktemp("above")
-    folder.rename(above / "10_cat")
-    with pytest.raises(SdloraError, match="in its subfolder 10_cat"):
-        data.scan(above)
+
+
+def shown(settings: DataSettings) -> list[tuple]:
+    return [(e.path.name, e.caption, e.repeats, e.weight, e.regular) for e in gather(settings).examples]
+
+
+@pytest.fixture
+def kohya(tmp_path):
+    """Folders as kohya's scripts want them, with a run's output among them."""
+    for name in ("10_zwx cat", "2019_summer", "0_out", "plain/in", "run/prior"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name / f"{name[:2]}.png")
+    (tmp_path / "2019_summer" / "20.caption").write_text("a beach")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "plain/in/pl.png", "text": ["one", "two"]}')
+    return tmp_path
+
+
+def test_folders_say_by_their_names_how_often_and_what_they_are(kohya):
+    settings = DataSettings(images=kohya)
+    object.__setattr__(settings, "output", kohya / "run")
+    summer = ("20.png", "a beach", 1, 1.0, False)
+    cat = ("10.png", "zwx cat", 10, 1.0, False)
+    assert shown(settings) == [cat, summer, ("pl.png", "one", 1, 1.0, False)], "no run folder, and 0 leaves out"
+    assert shown(DataSettings(images=kohya / "10_zwx cat")) == [cat], "the leaf itself"
+    assert gather(settings).examples[2].captions == ("one", "two")
+
+
+def test_tables_say_what_is_different_about_sub_folders(kohya):
+    tables = [
+        {"path": "10_zwx cat", "repeats": 3, "weight": 0.5, "trigger": "zwx", "prefix": "photo, "},
+        {"path": "plain", "regularisation": True},
+        {"path": "run", "caption": "drawn"},
+    ]
+    own = DataSettings(images=kohya, folders=tuple(tables), trigger="sks", insert_trigger=True)
+    assert shown(own) == [
+        ("10.png", "sks, photo, zwx cat", 3, 0.5, False),
+        ("20.png", "sks, a beach", 1, 1.0, False),
+        ("pl.png", "one", 1, 1.0, True),
+        ("ru.png", "sks, drawn", 1, 1.0, False),
+    ]
+    with pytest.raises(SdloraError, match="folders names 'plan', which is no folder .* did you mean plain"):
+        gather(DataSettings(images=kohya, folders=({"path": "plan"},)))
+    regular = DataSettings(images=kohya / "2019_summer", regularisation=kohya / "10_zwx cat", caption="sks")
+    assert shown(regular) == [("20.png", "a beach", 1, 1.0, False), ("10.png", "zwx cat", 10, 1.0, True)]
+
+
+def test_the_fingerprint_knows_what_is_trained_on_and_not_where_it_lies(folder, tmp_path_factory):
+    first = data.fingerprint(data.scan(folder))
+    moved = tmp_path_factory.mktemp("moved") / "there"
+    folder.rename(moved)
+    assert data.fingerprint(data.scan(moved)) == first
+
+    def of(**changes):
+        return data.fingerprint(gather(DataSettings(images=moved, **changes)).examples)
+
+    others = [of(folders=({"path": ".", "repeats": 2},)), of(folders=({"path": ".", "weight": 2.0},)), of(masks="alpha")]
+    assert of() == first and len({first, *others}) == 4
+
+
+def test_an_unreadable_picture_is_left_out_and_named_or_refused(folder):
+    (folder / "1.png").write_text("none")
+    found = gather(DataSettings(images=folder))
+    assert len(found.examples) == 2 and "1.png is not a readable image" in found.skipped[0]
+    with pytest.raises(SdloraError, match="1.png is not a readable image"):
+        gather(DataSettings(images=folder, strict=True))
+    for name in "02":
+        (folder / f"{name}.png").write_text("none")
+    with pytest.raises(SdloraError, match="no picture in .* can be trained on: .*0.png"):
+        gather(DataSettings(images=folder))
 
 
 def test_a_caption_for_all_serves_images_without_one(folder):
@@ -65,47 +129,9 @@ DAMAGE = (lambda b: b[: len(b) // 2], lambda b: b"no picture", lambda b: b[:200]
 def test_a_corrupt_image_is_named(folder, damage):
     path = folder / "1.png"
     path.write_bytes(damage(path.read_bytes()))
-    for look in (pictures.check, pictures.read):
-        with pytest.raises(SdloraError, match="1.png is not a readable image .*; replace it"):
-            look(path)
-
-
-def test_transparency_becomes_white_and_not_the_hidden_colour(tmp_path):
-    image = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
-    image.putpixel((1, 0), (0, 0, 255, 128))
-    image.save(tmp_path / "a.png")
-    assert list(pictures.read(tmp_path / "a.png").getdata()) == [(255, 255, 255), (127, 127, 255)]
-    palette = Image.new("P", (1, 1), 0)
-    palette.putpalette([255, 0, 0])
-    palette.save(tmp_path / "p.png", transparency=0)
-    assert pictures.read(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_exif_rotation_is_honoured(tmp_path):
-    image = Image.new("RGB", (4, 2), "white")
-    exif = image.getexif()
-    exif[0x0112] = 6  # a quarter turn
-    image.save(tmp_path / "a.jpg", exif=exif)
-    assert pictures.read(tmp_path / "a.jpg").size == (2, 4)
-
-
-def test_sixteen_bits_are_scaled_and_not_cut(tmp_path):
-    Image.fromarray(np.full((2, 2), 32896, np.uint16)).save(tmp_path / "a.png")
-    assert pictures.read(tmp_path / "a.png").getpixel((0, 0)) == (128, 128, 128)
-
-
-def test_a_picture_is_cropped_in_the_middle():
-    image = Image.new("RGB", (30, 10), "red")
-    image.paste("lime", (10, 0, 20, 10))
-    x = pictures.to_tensor(pictures.square(image, 10))
-    assert x.shape == (3, 10, 10) and x.dtype == torch.float32
-    assert torch.equal(x[:, 5, 5], torch.tensor([-1.0, 1.0, -1.0]))
-    assert (x[1] > 0.9).float().mean() > 0.95
-
-
-def test_a_trigger_is_found_as_words():
-    assert contains("a fox, SKS style", "sks style") and contains("zorbot", "zorbot")
-    assert not contains("a foxsks", "sks") and not contains("sks, style of", "sks of")
+    assert "1.png is not a readable image" in pictures.problem(path)
+    with pytest.raises(SdloraError, match="1.png is not a readable image .*; replace it"):
+        pictures.read(path)
 
 
 def test_nothing_is_encoded_twice(folder, components, tmp_path_factory, monkeypatch):
@@ -114,15 +140,18 @@ def test_nothing_is_encoded_twice(folder, components, tmp_path_factory, monkeypa
     found = data.scan(folder)
     one = encode(found, components, 64, first, flip=True)
     texts = embeddings([e.caption for e in found], components, first)
-    assert first.made == 3 * 2 + 3 and one.latents.shape == (3, 2, 4, 16, 16)
+    views = one.rows[0].views[0]
+    assert first.made == 3 * 2 + 3 and len(one) == 3 and [view.latents.shape for view in views] == [(4, 16, 16)] * 2
 
     def fail(*args):
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(latents, "encode_image", fail)
-    monkeypatch.setattr(conditioning, "encode_text", fail)
+    monkeypatch.setattr(conditioning, "encode_chunks", fail)
     second = Cache(place)
-    assert torch.equal(encode(data.scan(folder), components, 64, second, flip=True).latents, one.latents)
+    again = encode(data.scan(folder), components, 64, second, flip=True)
+    for row, other in zip(again.rows, one.rows, strict=True):
+        assert all(torch.equal(a.latents, b.latents) for a, b in zip(row.views[0], other.views[0], strict=True))
     assert torch.equal(embeddings([e.caption for e in found], components, second).context, texts.context)
     assert second.made == 0
 
@@ -146,7 +175,7 @@ def test_what_changed_is_encoded_anew_and_only_that(folder, components, tmp_path
     (folder / "0.txt").rename(folder / "9.txt")
     assert made() == 0
     assert made(32) == 3
-    for damaged in place.glob("*.safetensors"):
+    for damaged in place.rglob("*.safetensors"):
         damaged.write_bytes(b"x")
     assert made() == 6 and made(32) == 3
 
@@ -155,7 +184,7 @@ def test_the_mirrored_view_is_the_latent_of_the_mirrored_picture(folder, compone
     from PIL import ImageOps
 
     whole = encode(data.scan(folder), components, 64, Cache(), flip=True)
-    picture = ImageOps.mirror(pictures.square(pictures.read(folder / "0.png"), 64))
-    expected = latents.encode_image(components, pictures.to_tensor(picture)[None])[0]
-    torch.testing.assert_close(whole.latents[0, 1], expected)
-    assert not torch.equal(whole.latents[0, 0], whole.latents[0, 1])
+    plain, mirrored = (view.latents for view in whole.rows[0].views[0])
+    picture = ImageOps.mirror(ImageOps.fit(pictures.read(folder / "0.png"), (64, 64), Image.Resampling.LANCZOS))
+    torch.testing.assert_close(mirrored, latents.encode_image(components, pictures.to_tensor(picture)[None])[0])
+    assert not torch.equal(plain, mirrored)

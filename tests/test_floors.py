@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sdlora"
 FLOORS = (  # by the first name below sdlora; a new module has to be given its place here
     {"errors", "atomic", "config", "families", "imports"},
-    {"layers", "schedule", "captions", "images", "infotext", "sheet", "origin", "strength", "prompts"},
+    {"layers", "schedule", "captions", "images", "infotext", "sheet", "origin", "strength", "prompts", "recognise", "stored"},
     {"adapter", "loss"},
     {"kinds", "matching"},
     {"formats", "checkpoints"},
@@ -23,7 +23,9 @@ NEIGHBOURS = {frozenset({"training", "generation"})}  # on one floor, and yet ne
 HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "diffusers", "transformers", "accelerate", "safetensors", "pydantic"}
 VALIDATES = {  # the modules that may know pydantic
     "config",
+    "data.settings",
     "training.config",
+    "training.tables",
     "drawing.reading",
     "benchmark.config",
     "benchmark.training.config",

@@ -102,7 +102,17 @@ def test_kohya_names_are_the_ones_that_the_field_knows():
         ("lora_te2_text_projection.alpha", "text_encoder_2.text_projection"),
         ("lycoris_down_blocks_0_resnets_0_conv1.alpha", "unet.down_blocks.0.resnets.0.conv1"),
         ("lora_unet_output_blocks_2_1_conv.lora_up.weight", "unet.up_blocks.0.upsamplers.0.conv"),  # SD 1.x by LDM's names
-        ("lora_unet.mid_block.attentions.0.proj_in.lora_down.weight", "unet.mid_block.attentions.0.proj_in"),
+        ("lora_unet.mid_block.attentions.0.proj_in.lora_down.weight", "unet.mid_block.attentions.0.proj_in"),  # OneTrainer's own folder
+        ("lora_te1.text_model.encoder.layers.0.mlp.fc1.alpha", "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
+        ("unet.output_blocks.2.2.conv.lora_up.weight", "unet.up_blocks.0.upsamplers.0.conv"),  # OneTrainer's SD 1.x, as if of XL
+        ("unet.output_blocks.8.2.conv.lora_up.weight", "unet.up_blocks.2.upsamplers.0.conv"),
+        ("unet.label_emb.0.2.lora_down.weight", "unet.add_embedding.linear_2"),
+        ("unet.input_blocks.10.0.in_layers.2.lora_down.weight", "unet.down_blocks.3.resnets.0.conv1"),
+        ("clip_l.text_model.encoder.layers.3.self_attn.out_proj.alpha", "text_encoder.text_model.encoder.layers.3.self_attn.out_proj"),
+        ("clip_g.text_projection.lora_down.weight", "text_encoder_2.text_projection"),
+        ("lora_unet_input_blocks_1_0_emb_layers_1.alpha", "unet.down_blocks.0.resnets.0.time_emb_proj"),  # ai-toolkit's SDXL
+        ("lora_unet_input_blocks_4_0_skip_connection.lora_up.weight", "unet.down_blocks.1.resnets.0.conv_shortcut"),
+        ("lora_unet_input_blocks_3_0_op.lora_down.weight", "unet.down_blocks.0.downsamplers.0.conv"),
         ("diffusion_model.middle_block.1.proj_in.lora_A.weight", "unet.mid_block.attentions.0.proj_in"),
         (
             "text_encoders.clip_g.transformer.text_model.encoder.layers.1.mlp.fc2.lora_B.weight",
@@ -176,6 +186,37 @@ PEFT_PAIR = {"unet.conv_in.lora_A.weight": torch.ones(3, 5), "unet.conv_in.lora_
 )
 def test_alpha_of_a_peft_file_follows_its_config(header, alpha):
     assert decode(PEFT_PAIR, header).layers[LAYER].alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"unet.lora_alpha": "x"}, "unet.lora_alpha in the header's .* is 'x', which is no number"),
+        ({"unet.lora_alpha": [1]}, "is .1., which is no number"),
+        ({"unet.lora_alpha": True}, "is True, which is no number"),
+        ({"unet.alpha_pattern": [1]}, "alpha_pattern in the header's .* is no table"),
+        ({"unet.alpha_pattern": {"(": 1}}, "which is no pattern"),
+        ({"unet.alpha_pattern": {"x": "y"}}, "alpha_pattern of x .* is 'y', which is no number"),
+    ],
+)
+def test_a_damaged_peft_config_is_one_clear_line(entries, message):
+    with pytest.raises(SdloraError, match=message):
+        decode(PEFT_PAIR, config(**entries))
+
+
+def test_a_peft_config_of_null_says_nothing():
+    assert decode(PEFT_PAIR, config(**{"unet.lora_alpha": None, "unet.alpha_pattern": None})).layers[LAYER].alpha == 3.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_numbers_that_are_not_finite_are_refused_with_their_layer(value, dtype):
+    for key in pair():
+        tensors = {name: tensor.to(dtype) for name, tensor in (pair() | {key: torch.full_like(pair()[key], value)}).items()}
+        with pytest.raises(SdloraError, match="unet.conv_in has numbers that are not finite"):
+            decode(tensors)
+    with pytest.raises(SdloraError, match="conv_in.alpha is (nan|inf); the file is damaged"):
+        decode(pair() | {"lora_unet_conv_in.alpha": torch.tensor(value)})
 
 
 def test_pefts_own_rule_gives_the_same_alphas():

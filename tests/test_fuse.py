@@ -15,10 +15,10 @@ from sdlora.adapter import Adapter
 from sdlora.apply import applied, attach, eject, fused
 from sdlora.apply.fuse import Kept, OnDisk
 from sdlora.checkpoints.origins import remember
-from sdlora.checkpoints.stored import contents
 from sdlora.errors import SdloraError
 from sdlora.kinds.lora import Lora
 from sdlora.layers import named_layers
+from sdlora.stored import contents
 
 
 class Net(nn.Module):

@@ -52,8 +52,8 @@ def test_every_tensor_comes_to_its_layer_and_none_is_left_over(name, tmp_path):
     assert report.dialect == facts["dialect"] and report.unmatched == report.unknown == ()
     assert len(report.matched) == sum(bool(re.search(r"(down|lora_A)(\.default)?\.weight$", key)) for key in tensors)
     parts = len({id(t) for update in adapter.layers.values() for t in (update.a, update.b)})
-    alphas = sum(key.endswith(".alpha") for key in tensors)
-    assert parts + alphas + len(report.surplus) == len(tensors)
+    others = sum(key.endswith((".alpha", ".lora_mid.weight")) for key in tensors)  # what is taken up into the two matrices
+    assert parts + others + len(report.surplus) == len(tensors)
 
 
 @pytest.mark.parametrize("name", [name for name in READ if manifest(name)[0]["dialect"] in ("kohya", "peft", "diffusers+peft")])
@@ -61,9 +61,30 @@ def test_each_matrix_belongs_to_the_layer_whose_path_is_in_its_key(name):
     """Independently of the reader: without dots and underscores the layer's path is a part of the key."""
     tensors = manifest(name)[1]
     keys = {id(tensor): key for key, tensor in tensors.items()}
-    for layer, update in decode(tensors).layers.items():
+    for layer, update in decode({key: t for key, t in tensors.items() if ".lora_mid" not in key}).layers.items():
         path = bare(layer.partition(".")[2])
         assert path in bare(keys[id(update.a)]) and path in bare(keys[id(update.b)])
+
+
+@pytest.mark.parametrize("level", ["", "text_model_"])  # that transformers 5 has lost, and files have
+@pytest.mark.parametrize("name", [name for name in READ if manifest(name)[0]["dialect"] in ("kohya", "kohya-sgm") and "tucker" not in name])
+def test_diffusers_own_reader_leads_every_tensor_of_kohyas_to_the_same_layer(name, level):
+    """Its whole way, from Stability's block names to the dotted names of diffusers' modules, and α with them."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers, _maybe_map_sgm_blocks_to_diffusers
+
+    facts, found = manifest(name)
+    tensors = {re.sub(r"(lora_te\d?_)(encoder)", rf"\1{level}\2", key): tensor for key, tensor in found.items()}
+    tensors |= {key: torch.tensor(5) for key, tensor in tensors.items() if key.endswith(".alpha") and not tensor}  # 0 is r here, 0 there
+    mapped = _maybe_map_sgm_blocks_to_diffusers(dict(tensors), short(facts["family"])["unet"].config)
+    theirs, alphas = _convert_non_diffusers_lora_to_diffusers(mapped)
+    ours = decode(tensors).layers
+    placed = {}
+    for key, tensor in theirs.items():
+        read = split(key)
+        assert read is not None
+        placed[read[:2]] = id(tensor)
+    assert placed == {(layer, field): id(t) for layer, u in ours.items() for field, t in (("down", u.a), ("up", u.b))}
+    assert sorted(alphas.values()) == sorted(u.alpha for layer, u in ours.items() if any(key.endswith(".alpha") for key in tensors))
 
 
 def bare(text: str) -> str:
@@ -110,6 +131,7 @@ def test_the_manifests_are_what_the_installed_libraries_write(name):
     ("key", "kind"),
     [
         ("unet.x.oft_R.weight", "OFT or BOFT"),
+        ("lora_unet_mid_block_attentions_0_proj_in.magnitude", "DoRA"),  # ai-toolkit's
         ("unet.x.boft_R", "OFT or BOFT"),
         ("unet.x.lora_magnitude_vector.default.weight", "DoRA"),
         ("unet.x.vera_lambda_b", "VeRA"),

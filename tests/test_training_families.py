@@ -34,6 +34,7 @@ def pictures(tmp_path_factory):
 def config(pictures, tmp_path):
     def make(**changes) -> TrainConfig:
         usual = {"steps": 3, "batch_size": 1, "rank": 2, "resolution": 64, "precision": "fp32", "save_every": 0, "learning_rate": 1e-2}
+        usual["buckets"] = {"on": False}
         return TrainConfig(**{"images": pictures, "output": tmp_path / "run"} | usual | changes)
 
     return make
@@ -106,7 +107,7 @@ def test_the_cache_keeps_the_pooled_embedding_and_what_stands_for_no_prompt(load
     components = loaded("sdxl")
     first = embeddings(["a cat"], components, Cache(tmp_path))
     nothing = absent(components, Cache(tmp_path))
-    monkeypatch.setattr(conditioning, "encode_text", None)
+    monkeypatch.setattr(conditioning, "encode_chunks", None)
     again = embeddings(["a cat"], components, Cache(tmp_path))
     assert torch.equal(first.context, again.context) and torch.equal(first.pooled, again.pooled)
     assert first.context.shape == (1, 77, 64) and first.pooled.shape == (1, 40)

@@ -157,7 +157,7 @@ def train(base: Path, work: Path, size: int, name: str, steps: int, texts: bool,
     from PIL import Image
 
     from sdlora import training
-    from sdlora.training import TrainConfig, session
+    from sdlora.training import TrainConfig, session, sources
 
     pictures = work / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def train(base: Path, work: Path, size: int, name: str, steps: int, texts: bool,
     )
     spent: dict[str, float] = {}
     session.models.load = timed(spent, "load", session.models.load)
-    session.encode = timed(spent, "encode the picture", session.encode)
+    sources.encoded = timed(spent, "encode the picture", sources.encoded)
     path = training.train(config, progress=False)
     done = [json.loads(line) for line in (work / name / "metrics.jsonl").read_text().splitlines()]
     tell(**spent, **{f"step {line['number']}": line["seconds"] for line in done})

@@ -8,10 +8,11 @@ from torch import nn
 
 from sdlora.adapter import Adapter
 from sdlora.apply.constant import constant, cross_attention
+from sdlora.apply.dropout import dropping
 from sdlora.apply.fuse import fused
-from sdlora.apply.inject import attach, eject, extract, inject, suspended
+from sdlora.apply.inject import attach, carriers, eject, extract, inject, suspended
 from sdlora.apply.stack import Stack, stacked
-from sdlora.apply.targets import TARGETS, Part, plan, select
+from sdlora.apply.targets import TARGETS, Part, by_target, plan, select
 from sdlora.errors import SdloraError, nearest
 
 WAYS = {"stacked": stacked, "fused": fused}
@@ -31,8 +32,11 @@ __all__ = [
     "Stack",
     "applied",
     "attach",
+    "by_target",
+    "carriers",
     "constant",
     "cross_attention",
+    "dropping",
     "eject",
     "extract",
     "fused",

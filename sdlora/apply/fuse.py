@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sdlora.adapter import Adapter
 from sdlora.apply.constant import forget
 from sdlora.checkpoints.origins import origin, reread
-from sdlora.checkpoints.stored import Stored
 from sdlora.errors import SdloraError
 from sdlora.matching import matched, weight_of
+from sdlora.stored import Stored
 
 STATE = "_fusion"  # the attribute under which a layer carries its Fusion
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a number

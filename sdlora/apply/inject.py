@@ -1,6 +1,6 @@
 """Trainable: updates whose tensors are parameters, added to the outputs of frozen layers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -23,6 +23,7 @@ class Trained(nn.Module):
     def __init__(self, update: Any, layer: nn.Module):
         super().__init__()
         self.kind = type(update)
+        self.gate: Callable[[Tensor], Tensor] | None = None  # dropout, see apply.dropout
         self.constants = {f.name: getattr(update, f.name) for f in fields(update) if f.name not in tensors(update)}
         for name, value in tensors(update).items():
             self.register_parameter(name, nn.Parameter(value.detach().clone().float()))
@@ -34,7 +35,9 @@ class Trained(nn.Module):
 
 
 def add_residual(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    residual = getattr(layer, CHILD).update.residual(inputs[0], layer)
+    trained = getattr(layer, CHILD)
+    update = trained.update
+    residual = update.residual(inputs[0], layer) if trained.gate is None else update.gated(inputs[0], layer, trained.gate)
     return output + residual.to(output.dtype)
 
 
@@ -77,14 +80,17 @@ def attach(modules: Mapping[str, nn.Module], adapter: Adapter) -> list[nn.Parame
     return parameters
 
 
+def carriers(modules: Mapping[str, nn.Module]) -> dict[str, Trained]:
+    """Canonical name -> the trainable update on that layer."""
+    return {name: getattr(layer, CHILD) for name, layer in named_layers(modules).items() if hasattr(layer, CHILD)}
+
+
 def extract(modules: Mapping[str, nn.Module], metadata: Mapping[str, str] | None = None) -> Adapter:
     """The trainable updates as an adapter: a copy on the CPU that further training does not change."""
     result = {}
-    for name, layer in named_layers(modules).items():
-        if hasattr(layer, CHILD):
-            trained = getattr(layer, CHILD)
-            copies = {field: value.detach().cpu().clone() for field, value in trained.named_parameters()}
-            result[name] = trained.kind(**copies, **trained.constants)
+    for name, trained in carriers(modules).items():
+        copies = {field: value.detach().cpu().clone() for field, value in trained.named_parameters()}
+        result[name] = trained.kind(**copies, **trained.constants)
     return Adapter(result, dict(metadata or {}))
 
 

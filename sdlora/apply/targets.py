@@ -35,20 +35,20 @@ class Part:
 
 def select(modules: Mapping[str, nn.Module], targets: Iterable[str] = DEFAULT) -> list[str]:
     """The names of the layers that `targets` (keys of TARGETS) stand for, in the model's order."""
-    return list(_chosen(modules, [targets] if isinstance(targets, str) else list(targets)))
+    return list(by_target(modules, [targets] if isinstance(targets, str) else list(targets)))
 
 
 def plan(modules: Mapping[str, nn.Module], parts: Mapping[str, Part]) -> tuple[dict[str, int], dict[str, float]]:
     """Layer name -> rank and layer name -> α, as `inject` takes them, for {target: Part}; in the model's order."""
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for name, target in _chosen(modules, [target for target, part in parts.items() if part.on]).items():
+    for name, target in by_target(modules, [target for target, part in parts.items() if part.on]).items():
         part = parts[target]
         ranks[name], alphas[name] = part.rank, float(part.rank if part.alpha is None else part.alpha)
     return ranks, alphas
 
 
-def _chosen(modules: Mapping[str, nn.Module], targets: list[str]) -> dict[str, str]:
+def by_target(modules: Mapping[str, nn.Module], targets: list[str]) -> dict[str, str]:
     """Layer name -> target, in the model's order. No layer belongs to two."""
     for target in targets:
         if target not in TARGETS:

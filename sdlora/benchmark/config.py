@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sdlora.benchmark.names import CONDITION_NAMES, LATE, OPERATIONS, OVER, READY, THEIRS
-from sdlora.config import NAME_OR_FOLDER, NameOrFolder, Settings
+from sdlora.config import NAME_OR_FOLDER, BaseModelName, NameOrFolder, Settings
 from sdlora.errors import nearest
 
 PROMPTS = ("a cat face, flat emoji", "a rocket, 3d emoji", "a red apple, noto emoji", "a penguin, line drawing")
@@ -20,7 +20,7 @@ LIMITS = {
 
 
 class BenchmarkConfig(Settings):
-    base: NameOrFolder = "emoji"  # a name, or a folder in diffusers' layout, or random:sd1: untrained, but of true size
+    base: BaseModelName = "emoji"  # a name, file or folder, a cached Hub id, or random:sd1: untrained, but of true size
     vae: Path | None = None  # a VAE in place of the base's own
     adapter: NameOrFolder = (
         "random:rank=16"  # a file, or random:rank=16,seed=0,targets=attention: untrained, but with the cost of a trained one

@@ -8,8 +8,8 @@ from torch import nn
 
 from sdlora.checkpoints.clip import plain
 from sdlora.checkpoints.origins import remember
-from sdlora.checkpoints.stored import Stored
 from sdlora.errors import SdloraError
+from sdlora.stored import Stored
 
 SHOWN = 3  # names in a message
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sdlora.checkpoints import build
 from sdlora.checkpoints.opened import Opened, kinds
-from sdlora.checkpoints.stored import NAMES
+from sdlora.stored import NAMES
 
 WORDS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8 (e4m3)", "F8_E5M2": "fp8 (e5m2)"}
 

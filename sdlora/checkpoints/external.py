@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdlora import recognise
 from sdlora.checkpoints import build, configs, folder, vae
 from sdlora.checkpoints.links import taken
-from sdlora.checkpoints.stored import Stored, contents
+from sdlora.checkpoints.shards import weight_files
 from sdlora.errors import SdloraError
 from sdlora.families import Family
+from sdlora.stored import Stored, contents
 
 PREFIXES = (vae.PREFIX, "vae.", "")
 KIND = "AutoencoderKL"
@@ -38,7 +40,7 @@ def _folder(path: Path) -> tuple[dict[str, Any], Any, dict[str, Stored], list[Pa
     config = folder.config_of(inner)
     if config.get("_class_name", KIND) != KIND:
         raise SdloraError(f"{inner} is a {config['_class_name']}, not an {KIND}")
-    module, files = build.skeleton(KIND, config), folder.weight_files(inner)
+    module, files = build.skeleton(KIND, config), weight_files(inner)
     weights, _ = folder.weights_of(module, files)
     build.check("vae", module, weights, inner)
     return config, module, weights, files
@@ -54,4 +56,5 @@ def _fitted(path: Path, template: Mapping[str, Any], own: Mapping[str, Stored]) 
     try:
         return configs.fitted_vae(template, shape)
     except (KeyError, IndexError):
-        raise SdloraError(f"{path} is no VAE of Stable Diffusion (it has no encoder and decoder by LDM's or diffusers' names)") from None
+        what = recognise.what(own) or "no VAE of Stable Diffusion (it has no encoder and decoder by LDM's or diffusers' names)"
+        raise SdloraError(f"{path} is {what}; give a VAE") from None

@@ -11,12 +11,20 @@ from sdlora.atomic import replacing
 from sdlora.checkpoints import build, clip, configs, tokenizer, vae
 from sdlora.checkpoints.identify import CHANNELS, Prediction
 from sdlora.checkpoints.opened import Opened, kinds, skeletons
-from sdlora.checkpoints.stored import Stored, contents, converted, write
+from sdlora.checkpoints.shards import weight_files
 from sdlora.errors import SdloraError, nearest
 from sdlora.families import EPSILON, FAMILIES, PREDICTIONS, Family
+from sdlora.stored import Stored, contents, converted, write
 
 INDEX = "model_index.json"
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+PIPELINES = {  # classes of models beside ours that go by another name
+    "StableDiffusionXLImg2ImgPipeline": "the Stable Diffusion XL refiner",
+    "StableDiffusionInpaintPipeline": "an inpainting model",
+    "StableDiffusionXLInpaintPipeline": "an inpainting model",
+    "StableUnCLIPPipeline": "Stable unCLIP",
+    "StableUnCLIPImg2ImgPipeline": "Stable unCLIP",
+    "LatentConsistencyModelPipeline": "a latent consistency model",
+}
 
 
 def opened(path: Path, family: str | None = None, prediction: str | None = None, variant: str | None = None) -> Opened:
@@ -27,8 +35,9 @@ def opened(path: Path, family: str | None = None, prediction: str | None = None,
     kind = family_of(path, family)
     schedule = read(path / "scheduler" / "scheduler_config.json")
     settings = {component: config_of(path / component) for component in kinds(kind)}
+    _agree(path, kind, settings)
     files = {component: weight_files(path / component, variant) for component in settings}
-    modules = skeletons(kind, settings)
+    modules = skeletons(kind, settings, path)
     weights, surplus = {}, []
     for component, module in modules.items():
         weights[component], more = weights_of(module, files[component])
@@ -56,7 +65,8 @@ def family_of(path: Path, wanted: str | None = None) -> Family:
     alike = [family for family in FAMILIES.values() if family.pipeline == pipeline]
     if not alike:
         known = ", ".join(dict.fromkeys(f.pipeline for f in FAMILIES.values()))
-        raise SdloraError(f"{path} is a {pipeline}; this version of sdlora knows {known}")
+        what = f"{PIPELINES[pipeline]} (a {pipeline})" if str(pipeline) in PIPELINES else f"a {pipeline}"
+        raise SdloraError(f"{path} is {what}; this version of sdlora knows {known}")
     for part in dict.fromkeys(part for family in alike for part in family.folders):
         if not (path / part).is_dir():
             raise SdloraError(f"the base model {path} has no folder {part}/; copy the whole model")
@@ -90,40 +100,39 @@ def prediction_of(path: Path, schedule: Mapping[str, Any], wanted: str | None = 
     return Prediction(kind, zero_snr, "as you said" if wanted else "scheduler_config.json")
 
 
+def _agree(path: Path, family: Family, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """SdloraError for a component of another class, and for a U-Net that is told other things than the text encoders say."""
+    for component, kind in kinds(family).items():
+        stated = settings[component].get("_class_name", kind)
+        if not kind.startswith("CLIP") and stated != kind:
+            raise SdloraError(f"{path / component} is of the class {stated}, not {kind}; give a plain base model")
+    unet = settings["unet"]
+    if (unet.get("addition_embed_type") == "text_time") != family.pooled:
+        raise SdloraError(
+            f"{path} is a {family.pipeline}, but its U-Net takes {'no ' if family.pooled else ''}sizes: a mixture of two models"
+        )
+    if unet.get("time_cond_proj_dim") is not None:
+        raise SdloraError(f"{path} is a latent consistency model (its U-Net is told the guidance); only plain base models will do")
+    widths: list[Any] = [settings[name].get("hidden_size") for name, _ in family.text_encoders]
+    taken = unet.get("cross_attention_dim")
+    if all(isinstance(width, int) for width in (*widths, taken)) and sum(widths) != taken:
+        raise SdloraError(f"{path}: its text encoders say {sum(widths)} numbers a token, its U-Net takes {taken}: a mixture of two models")
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     return read(folder / "config.json")
 
 
 def read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SdloraError(f"cannot read {path}: {error.strerror}; the base model's folder is not complete") from error
     except ValueError as error:
         raise SdloraError(f"{path} is not valid JSON: {error}") from error
-
-
-def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The files with a component's weights: safetensors before pickles, and variants (`….fp16.safetensors`) last or as asked for."""
-    for suffix in ("safetensors", "bin"):
-        for stem in STEMS:
-            if files := _sharded(folder, f"{stem}.{variant}" if variant else stem, suffix):
-                return files
-    if variant:
-        raise SdloraError(f"{folder} has no weights of the variant {variant} (model.{variant}.safetensors); leave the variant out")
-    for stem in STEMS:
-        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-        if variants:
-            return _sharded(folder, ".".join(variants[0].name.split("-")[0].removesuffix(".safetensors").split(".")[:2]), "safetensors")
-    raise SdloraError(f"{folder} has no weights (model.safetensors or diffusion_pytorch_model.safetensors)")
-
-
-def _sharded(folder: Path, stem: str, suffix: str) -> list[Path]:
-    """One file, or all the parts of one. diffusers writes model.fp16-00001-of-00002, transformers model-00001-of-00002.fp16 as well."""
-    name, _, variant = stem.partition(".")
-    later = f"{name}-*-of-*.{variant}.{suffix}" if variant else None
-    files = [*folder.glob(f"{stem}.{suffix}"), *folder.glob(f"{stem}-*-of-*.{suffix}"), *(folder.glob(later) if later else ())]
-    return sorted(files)
+    if not isinstance(found, dict):
+        raise SdloraError(f"{path} is JSON, but no table of settings; copy the whole model")
+    return found
 
 
 def weights_of(module: Any, files: list[Path]) -> tuple[dict[str, Stored], list[str]]:

@@ -1,11 +1,13 @@
 """A base model by its Hugging Face id, from the local cache alone: nothing is ever downloaded."""
 
-import re
 from pathlib import Path
 
+from sdlora.config import HUB_ID
 from sdlora.errors import SdloraError
 
-ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+def is_id(name: str) -> bool:
+    return HUB_ID.fullmatch(name) is not None
 
 
 def folder(name: str) -> Path:

@@ -4,34 +4,31 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from sdlora import recognise
 from sdlora.checkpoints import unet
-from sdlora.checkpoints.stored import Contents, Stored
 from sdlora.errors import SdloraError, nearest
 from sdlora.families import EPSILON, FAMILIES, PREDICTIONS, Family, V
+from sdlora.stored import Contents, Stored
 
-NOT_BASES = (  # (what some key looks like, what the file then is)
-    (r"lora_(down|up|A|B)\b|\.lora\.|lora_unet_|hada_w1|lokr_w1", "an adapter (LoRA), not a base model; give it as --adapter"),
-    (r"(^|\.)control_model\.|controlnet_cond_embedding", "a ControlNet, not a base model"),
-    (r"motion_modules\.", "an AnimateDiff motion module, not a base model"),
-    (r"(^|\.)joint_blocks\.", "Stable Diffusion 3"),
-    (r"(^|\.)double_stream_modulation", "Flux 2"),
-    (r"(^|\.)distilled_guidance_layer\.", "Chroma"),
-    (r"(^|\.)double_blocks\.\d+\.img_attn|^transformer\.single_transformer_blocks", "Flux or HunyuanVideo"),
-    (r"(^|\.)double_layers\.\d+\.attn", "AuraFlow"),
-    (r"(^|\.)clip_txt_mapper|(^|\.)effnet_mapper|channelwise\.0\.weight", "Stable Cascade"),
-    (r"(^|\.)cap_embedder\.|(^|\.)noise_refiner\.", "Lumina or Z-Image"),
-    (r"(^|\.)adaln_single\.|(^|\.)patchify_proj\.", "PixArt or LTX-Video"),
-    (r"(^|\.)head\.modulation$", "Wan"),
-    (r"^edm_mean$|^edm_std$", "Playground 2.5 (EDM), which is trained on other noise than Stable Diffusion XL"),
-    (r"^edm_vpred\.", "CosXL (EDM), which is trained on other noise than Stable Diffusion XL"),
-    (r"^string_to_param|^emb_params$|^clip_[lg]$", "a textual inversion, not a base model"),
-)
 CHANNELS = {  # of the U-Net's input, other than 4
     5: "a depth-to-image model",
     7: "an upscaler",
     8: "an InstructPix2Pix model",
     9: "an inpainting model",
 }
+DISTILLED = {  # by the transformers of the U-Net's way down, in its order; where those are fewer or shorter than the family's
+    (2, 2, 4, 4): "SSD-1B, a distilled Stable Diffusion XL",
+    (1, 1, 2, 2): "Segmind Vega, a distilled Stable Diffusion XL",
+    (2, 5): "KOALA 700M, a distilled Stable Diffusion XL",
+    (2, 6): "KOALA 1B, a distilled Stable Diffusion XL",
+    (1, 1, 1): "a distilled Stable Diffusion 1.x (BK-SDM, small-sd or tiny-sd)",
+}
+ARCHITECTURES = (  # how modelspec.architecture begins (stable-diffusion-xl-turbo-v1 is XL too), and the family; "" is none of ours
+    ("stable-diffusion-v1", "sd1"),
+    ("stable-diffusion-v2", "sd2"),
+    ("stable-diffusion-xl", "sdxl"),
+    *((other, "") for other in ("stable-diffusion", "stable-cascade", "stable-video", "flux", "auraflow", "pixart", "lumina", "hunyuan")),
+)
 TEXTS = {  # the prefixes of the text encoders' tensors, by family, in the order of the families' text encoders
     "sd1": ("cond_stage_model.transformer.",),
     "sd2": ("cond_stage_model.model.",),
@@ -42,6 +39,7 @@ POSITIONS = {  # their tensor (77, width)
     "sd2": (("positional_embedding",),),
     "sdxl": (("text_model.embeddings.position_embedding.weight",), ("positional_embedding",)),
 }
+DOWN = re.compile(re.escape(unet.PREFIX) + r"input_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)\.")
 REFINER = "conditioner.embedders.0.model."
 BASE_STEPS = 875_000  # `global_step` of Stable Diffusion 2.0's 512-base-ema.ckpt, which predicts ε
 
@@ -90,9 +88,11 @@ def family_of(file: Contents, wanted: str | None = None) -> Family:
 def _refuse(file: Contents) -> None:
     """SdloraError for a file that is something else than a base model of the families here, by name."""
     keys = file.tensors
-    for pattern, what in NOT_BASES:
-        if any(re.search(pattern, key) for key in keys):
-            raise SdloraError(f"{file.path} is {what}; sdlora knows {', '.join(f.title for f in FAMILIES.values())}")
+    what = recognise.what(keys)
+    if what == recognise.ADAPTER:
+        raise SdloraError(f"{file.path} is {what}, not a base model; give it as --adapter")
+    if what:
+        raise SdloraError(f"{file.path} is {what}; the bases that sdlora knows are {', '.join(f.title for f in FAMILIES.values())}")
     if not (starts(keys, unet.PREFIX) or starts(keys, unet.EMA + "diffusion_model")):
         raise SdloraError(f"{file.path} {_without_unet(keys)}")
     try:
@@ -105,6 +105,23 @@ def _refuse(file: Contents) -> None:
         raise SdloraError(f"{file.path}: the U-Net takes {channels} channels, not 4: no model that sdlora knows")
     if starts(keys, REFINER):
         raise SdloraError(f"{file.path} is the Stable Diffusion XL refiner, which is no base model; use the base checkpoint")
+
+
+def refuse_distilled(file: Contents) -> None:
+    """SdloraError for a U-Net that is known to have fewer layers than its family's."""
+    what = DISTILLED.get(_depths(file.tensors))
+    if what:
+        raise SdloraError(f"{file.path} is {what}: its U-Net has fewer layers than the model that it was distilled from")
+
+
+def _depths(keys: Iterable[str]) -> tuple[int, ...]:
+    """How many transformer blocks each attention of the U-Net's way down has, in its order."""
+    found: dict[int, set[int]] = {}
+    for key in keys:
+        match = DOWN.match(key)
+        if match:
+            found.setdefault(int(match[1]), set()).add(int(match[2]))
+    return tuple(len(found[place]) for place in sorted(found))
 
 
 def _without_unet(keys: Iterable[str]) -> str:
@@ -134,10 +151,9 @@ def _agree(file: Contents, family: Family) -> None:
     if said != width:
         raise SdloraError(f"{told} and give {said} numbers a token, but its U-Net takes {width}: a mixture of two models")
     stated = file.metadata.get("modelspec.architecture", "").partition("/")[0]
-    if stated and stated not in family.architectures:
-        owner = next((f for f in FAMILIES.values() if stated in f.architectures), None)
-        if owner or stated.startswith("stable-diffusion"):
-            raise SdloraError(f"{file.path} is {family.title} by its keys, and its header says {stated}; correct modelspec.architecture")
+    owner = next((name for start, name in ARCHITECTURES if stated.lower().startswith(start)), family.name)
+    if owner != family.name:
+        raise SdloraError(f"{file.path} is {family.title} by its keys, and its header says {stated}; correct modelspec.architecture")
 
 
 def _attention(tensors: Mapping[str, Stored], keys: list[str]) -> tuple[bool, int]:

@@ -7,7 +7,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from sdlora.checkpoints.stored import Stored
+from sdlora.stored import Stored
 
 
 class How(Enum):

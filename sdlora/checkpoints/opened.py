@@ -9,9 +9,9 @@ import torch
 
 from sdlora.checkpoints import build
 from sdlora.checkpoints.identify import Prediction
-from sdlora.checkpoints.stored import Stored
 from sdlora.errors import SdloraError
 from sdlora.families import Family
+from sdlora.stored import Stored
 
 KINDS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}  # and each family's text encoders
 
@@ -64,5 +64,13 @@ def kinds(family: Family) -> dict[str, str]:
     return {**KINDS, **dict(family.text_encoders)}
 
 
-def skeletons(family: Family, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {component: build.skeleton(kind, configs[component]) for component, kind in kinds(family).items()}
+def skeletons(family: Family, configs: Mapping[str, Mapping[str, Any]], where: object = "") -> dict[str, Any]:
+    """Component -> network without memory; SdloraError for a configuration of which none can be made."""
+    made = {}
+    for component, kind in kinds(family).items():
+        try:
+            made[component] = build.skeleton(kind, configs[component])
+        except Exception as error:  # diffusers and transformers raise many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise SdloraError(f"{where}: the configuration of the {component} makes no {kind} ({reason}); copy the model anew") from error
+    return made

@@ -6,8 +6,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from sdlora.checkpoints.clip import plain
-from sdlora.checkpoints.stored import Stored
 from sdlora.layers import adaptable
+from sdlora.stored import Stored
 
 _ORIGINS: WeakKeyDictionary[nn.Module, Stored] = WeakKeyDictionary()
 

@@ -10,12 +10,12 @@ import torch
 
 from sdlora.checkpoints import build, clip, unet, vae
 from sdlora.checkpoints.configs import fitted_text, fitted_unet, fitted_vae, packaged
-from sdlora.checkpoints.identify import TEXTS, Prediction, family_of, getter, prediction_of
+from sdlora.checkpoints.identify import TEXTS, Prediction, family_of, getter, prediction_of, refuse_distilled
 from sdlora.checkpoints.links import Link, given, taken
 from sdlora.checkpoints.opened import Opened, kinds, skeletons
-from sdlora.checkpoints.stored import Contents, Stored, contents, converted, write
 from sdlora.errors import SdloraError
 from sdlora.families import Family, V
+from sdlora.stored import Contents, Stored, contents, converted, write
 
 SUFFIXES = (".safetensors", ".ckpt")
 CONFIGS = "sdlora.configs"  # the key of a file's header under which the configurations stand that its tensors do not tell
@@ -38,7 +38,7 @@ def opened(path: Path, family: str | None = None, prediction: str | None = None,
     kind = family_of(file, family)
     foretold = prediction_of(file, kind, prediction)
     settings = _configs(file, kind, foretold, config)
-    modules = skeletons(kind, settings)
+    modules = skeletons(kind, settings, path)
     links = {component: links_of(kind, component, module, settings[component]) for component, module in modules.items()}
     found = finder(file.tensors)
     weights = {component: _weights(own, found) for component, own in links.items()}
@@ -100,6 +100,7 @@ def _configs(file: Contents, family: Family, prediction: Prediction, config: Map
     own = config or _stated(file)
     if own:
         return settings | {component: settings[component] | dict(own[component]) for component in kinds(family) if component in own}
+    refuse_distilled(file)
     try:
         return settings | fitted(file.tensors, family, settings)
     except (KeyError, IndexError) as error:
@@ -108,9 +109,12 @@ def _configs(file: Contents, family: Family, prediction: Prediction, config: Map
 
 def _stated(file: Contents) -> dict[str, Any] | None:
     try:
-        return json.loads(file.metadata.get(CONFIGS, "null"))
+        stated = json.loads(file.metadata.get(CONFIGS, "null"))
     except ValueError as error:
         raise SdloraError(f"{file.path}: {CONFIGS} in its header is not JSON: {error}") from error
+    if stated is None or (isinstance(stated, dict) and all(isinstance(own, dict) for own in stated.values())):
+        return stated
+    raise SdloraError(f"{file.path}: {CONFIGS} in its header is no table of configurations; convert the base anew")
 
 
 def fitted(tensors: Mapping[str, Stored], family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:

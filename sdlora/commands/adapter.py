@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 @commands.command()
 def describe(
-    file: Annotated[Path, typer.Argument(help="An adapter, .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="An adapter: a file, or the folder that PEFT or diffusers saved it in.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with every layer, instead of a table.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="A row for every layer instead of every block.")] = False,
 ) -> None:
@@ -54,9 +54,11 @@ def convert(
     from sdlora import files, models
     from sdlora.errors import SdloraError
 
-    adapter, report = files.read_reported(source)
-    if base is not None:
-        adapter, report = files.load_reported(source, models.skeleton(base))
+    if target.suffix.lower() != ".safetensors":
+        raise SdloraError(f"cannot write {target}: give a name that ends in .safetensors")
+    if target.exists():
+        raise SdloraError(f"{target} is there already; give another name, or remove it")
+    adapter, report = files.load_reported(source, models.skeleton(base)) if base is not None else files.read_reported(source)
     if report.unknown:
         raise SdloraError(
             f"{source}: {len(report.unknown)} tensors would be lost, for example {report.unknown[0]}; they are no part of a LoRA"

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from sdlora.checkpoints import Opened
 
 commands = typer.Typer(help="Look into base models and translate them.", no_args_is_help=True)
+WRITTEN_BY_OTHERS = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx")
 SHOWN = 10  # names of tensors in a table; --json has all
 
 SOURCES = "A .safetensors or .ckpt, a folder in diffusers' layout, a built-in name or a Hub id."
@@ -69,17 +70,18 @@ def convert(
     from sdlora.errors import SdloraError
 
     dtype = _dtype(precision)
-    if target.suffix and target.suffix != ".safetensors":
+    one = target.suffix.lower() == ".safetensors"
+    if target.suffix.lower() in WRITTEN_BY_OTHERS:
         raise SdloraError(f"cannot write {target}: give a name that ends in .safetensors, or a folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SdloraError(f"{target} is there already; give another name, or remove it")
     found = models.opened(source, family=family, prediction=prediction, vae=vae, config=config)
     found.check()
-    if target.suffix:
+    if one:
         single.export(found, target, dtype)
     else:
         folder.export(found, target, dtype)
-    typer.echo(f"{target}: {found.family.title}, {'one file' if target.suffix else 'diffusers'}")
+    typer.echo(f"{target}: {found.family.title}, {'one file' if one else 'diffusers'}")
 
 
 def _dtype(precision: str | None) -> Any:
@@ -112,8 +114,20 @@ def _facts(base: "Opened", rank: int, targets: list[str]) -> dict[str, Any]:
         "short_hash": hashes.short(digest) if single else None,
         "surplus": list(base.surplus),
         "notes": list(base.notes),
+        "refusal": _refusal(base),
         "lora": _lora(base, rank, targets),
     }
+
+
+def _refusal(base: "Opened") -> str | None:
+    """Why the base cannot be loaded, None where it can."""
+    from sdlora.errors import SdloraError
+
+    try:
+        base.check()
+    except SdloraError as error:
+        return str(error)
+    return None
 
 
 def _lora(base: "Opened", rank: int, targets: list[str]) -> dict[str, Any]:
@@ -166,6 +180,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     for part in facts["components"]:
         lines += _named(f"missing in {part['name']}", part["missing"]) + _named(f"of another shape in {part['name']}", part["misshapen"])
     lines += _named("surplus", facts["surplus"])
+    lines += [f"it cannot be loaded: {facts['refusal']}"] if facts["refusal"] else []
     lora = facts["lora"]
     per = ", ".join(f"{name} {own['layers']}: {own['parameters']:,}" for name, own in lora["components"].items())
     total = (

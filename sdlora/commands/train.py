@@ -74,7 +74,7 @@ def prompts_of(config: "TrainConfig") -> list[str]:
 
     if config.samples.prompts or not config.samples.count:
         return list(config.samples.prompts)
-    captions = list(dict.fromkeys(example.caption for example in data.scan(config.images, config.caption)))
+    captions = list(dict.fromkeys(example.caption for example in data.gather(config).images))
     count = min(config.samples.count, len(captions))
     return [captions[i * len(captions) // count] for i in range(count)]
 

@@ -1,7 +1,14 @@
-"""What was encoded once is kept under a name that stands for everything it depends on, so that it cannot be stale."""
+"""What was encoded once is kept under a name that stands for everything it depends on, so that it cannot be stale.
+
+On disk an entry is FOLDER/v3/KIND/ab/abcdef….safetensors, the name being the sha256 of the facts it depends on. Reading one sets its
+time of change, so that the entries that nobody has used for long can be told.
+"""
 
 import hashlib
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,8 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdlora import atomic
+from sdlora.checkpoints.hashes import cache_folder
+from sdlora.data.settings import MEMORY, SHARED
 
-VERSION = 2  # of how pictures and captions are prepared; a new one leaves all old entries unused
+VERSION = 3  # of how pictures and captions are prepared; a new one leaves all old entries unused
+DAY = 86400.0
+LEFTOVER = DAY  # seconds after which an unfinished file is one that nobody writes to any more
+SUFFIX = ".safetensors"
+
+
+def folder_of(where: str) -> Path | None:
+    """The folder behind the setting `cache`; None for memory."""
+    if where == MEMORY:
+        return None
+    return cache_folder() / "encoded" if where == SHARED else Path(where).expanduser()
 
 
 class Cache:
@@ -22,18 +41,21 @@ class Cache:
         self._memory: dict[str, dict[str, Tensor]] = {}
 
     def get(self, facts: tuple[object, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors that `make` gives, by name, computed only if none are kept for these facts."""
+        """The tensors that `make` gives, by name, computed only if none are kept for these facts, of which the first is their kind."""
         key = hashlib.sha256(repr((VERSION, *facts)).encode()).hexdigest()
+        if self.folder is not None:
+            return self._stored(self.folder / f"v{VERSION}" / str(facts[0]) / key[:2] / f"{key}{SUFFIX}", make)
         if key not in self._memory:
-            self._memory[key] = self._compute(make) if self.folder is None else self._stored(self.folder / f"{key}.safetensors", make)
+            self._memory[key] = self._compute(make)
         return self._memory[key]
 
     def _stored(self, path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        if path.exists():
-            try:
-                return load_file(path)
-            except (SafetensorError, OSError):
-                pass  # damaged from outside: computed anew
+        try:
+            tensors = load_file(path)
+            os.utime(path)
+            return tensors
+        except (SafetensorError, OSError):
+            pass  # not there, or damaged from outside: computed anew
         tensors = self._compute(make)
         with atomic.replacing(path) as temporary:
             save_file(tensors, temporary)
@@ -42,3 +64,59 @@ class Cache:
     def _compute(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         self.made += 1
         return {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An entry on disk."""
+
+    path: Path
+    kind: str  # "latents", "text", …; "unused": of another version, or an unfinished file
+    bytes: int
+    used: float  # when it was last used, seconds since 1970
+
+
+def entries(folder: Path) -> Iterator[Kept]:
+    """Everything in a cache folder that sdlora put there."""
+    for path in sorted(folder.glob("v*/*/??/*")):
+        version, kind, _, name = path.relative_to(folder).parts
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # another process has taken it away
+        whole = version == f"v{VERSION}" and name.endswith(SUFFIX) and not name.startswith(".")
+        yield Kept(path, kind if whole else "unused", status.st_size, status.st_mtime)
+
+
+def outdated(kept: list[Kept], older: float | None, limit: int | None, now: float | None = None) -> list[Kept]:
+    """What pruning takes: all that is unused; what was last used more than `older` seconds ago; and the longest unused, until what
+    remains has at most `limit` bytes."""
+    now = time.time() if now is None else now
+    leftover = [one for one in kept if one.kind == "unused" and (not one.path.name.startswith(".") or now - one.used > LEFTOVER)]
+    alive = sorted((one for one in kept if one.kind != "unused"), key=lambda one: one.used)
+    gone = [one for one in alive if older is not None and now - one.used > older]
+    rest = alive[len(gone) :]
+    size = sum(one.bytes for one in rest)
+    for one in rest:
+        if limit is None or size <= limit:
+            break
+        gone.append(one)
+        size -= one.bytes
+    return leftover + gone
+
+
+def remove(kept: list[Kept]) -> int:
+    """Delete the entries, and the folders that are empty then; how many bytes that frees."""
+    freed = 0
+    for one in kept:
+        try:
+            one.path.unlink()
+            freed += one.bytes
+        except OSError:
+            continue  # gone already, or not ours to delete
+    for folder in sorted({parent for one in kept for parent in list(one.path.parents)[:3]}, key=lambda path: -len(path.parts)):
+        try:
+            folder.rmdir()
+        except OSError:
+            pass  # not empty
+    return freed

@@ -4,31 +4,99 @@ One at a time, although batches would be faster: then no bit of a result depends
 interrupted encoding goes on as if nothing had happened.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sdlora import conditioning, latents
 from sdlora.conditioning import Conditioning, Sizes
 from sdlora.data import pictures
+from sdlora.data.buckets import Crop, Frames, framed
 from sdlora.data.cache import Cache
-from sdlora.data.folder import Example
+from sdlora.data.folder import Example, digest
+from sdlora.data.weights import weights_hash
+from sdlora.errors import SdloraError
 from sdlora.models import Components
+
+Facts = tuple[object, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A picture as the U-Net may see it, on the CPU in fp32."""
+
+    latents: Tensor  # (c, h, w)
+    sizes: Sizes
+    mask: Tensor | None = None  # (1, h, w) in [0, 1]: how much the loss counts where
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A picture at one resolution, before it is encoded."""
+
+    example: Example
+    crops: tuple[Crop, ...]  # those that will be asked for
+    wordings: tuple[str, ...]  # of its caption; they take turns
+    turns: int = 1  # how many crops take turns; no fewer than `crops`
+
+    @property
+    def key(self) -> str:
+        """By which chance knows it: the same for the same picture, wherever it lies."""
+        return self.example.digest[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A picture at one resolution, encoded: what a batch is made of."""
+
+    views: tuple[tuple[View, ...], ...]  # for each crop the picture and, if it may be mirrored, its mirror image
+    wordings: tuple[str, ...]
+    key: str = ""
+    turns: int = 1
+    repeats: int = 1
+    weight: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) of the latents: what has to be the same in a batch."""
+        height, width = self.views[0][0].latents.shape[-2:]
+        return height, width
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A folder as the training sees it, on the CPU in fp32."""
+    """A folder as the training sees it."""
 
-    latents: Tensor  # (n, views, c, h, w): as it is and, if mirrored as well, a second view
-    captions: tuple[str, ...]  # one per image
-    sizes: tuple[Sizes, ...]  # one per image; the same for both views, since the crop is centred
+    rows: tuple[Row, ...]
+    examples: tuple[Example, ...] = ()  # each picture once, however many resolutions it has
+    skipped: tuple[str, ...] = ()  # pictures that could not be decoded, and why
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.rows)
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """One per picture."""
+        return tuple(example.caption for example in self.examples)
+
+    @cached_property
+    def wordings(self) -> tuple[str, ...]:
+        """All texts that may be asked for, each once."""
+        return tuple(dict.fromkeys(text for row in self.rows for text in row.wordings))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How every picture is shown."""
+
+    flip: bool = False  # mirror images as well
+    background: str = "white"
 
 
 def encode(
@@ -39,56 +107,151 @@ def encode(
     flip: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Encoded:
-    """The posterior means of all pictures at `size` pixels; with `flip` also of their mirror images."""
-    rows = []
-    for number, example in enumerate(examples, 1):
-        views = (False, True) if flip else (False,)
-        rows.append(torch.stack([_latents(example, components, size, mirrored, cache) for mirrored in views]))
+    """The middle squares of all pictures at `size` pixels; with `flip` also their mirror images."""
+    plan = [Planned(e, (framed(pictures.extent(e.path), Frames((size,)), size),), e.captions) for e in examples]
+    return encoded(plan, components, cache, Look(flip), progress)
+
+
+def encoded(
+    plan: Sequence[Planned],
+    components: Components,
+    cache: Cache,
+    look: Look = Look(),
+    progress: Callable[[int], None] | None = None,
+    strict: bool = True,
+) -> Encoded:
+    """The posterior means of all pictures as planned. One that cannot be decoded is a SdloraError if `strict`, else left out."""
+    vae: Any = components.vae
+    encoder = (weights_hash(vae), str(vae.dtype), vae.device.type, vae.use_tiling)
+    rows: list[Row] = []
+    examples: dict[Path, Example] = {}
+    skipped: dict[Path, str] = {}
+    for number, planned in enumerate(plan, 1):
+        example = planned.example
+        if example.path not in skipped:
+            try:
+                rows.append(_row(planned, components, encoder, cache, look))
+                examples[example.path] = example
+            except SdloraError as error:
+                if strict:
+                    raise
+                skipped[example.path] = str(error)
         if progress:
             progress(number)
-    captions = tuple(example.caption for example in examples)
-    return Encoded(torch.stack(rows), captions, tuple(sizes_of(example.path, size) for example in examples))
+    return Encoded(tuple(rows), tuple(examples.values()), tuple(skipped.values()))
 
 
-def embeddings(captions: Sequence[str], components: Components, cache: Cache) -> Conditioning:
-    """Of each caption, in fp32 on the CPU."""
-    return conditioning.cat(_embedded(caption, components, cache) for caption in captions)
+def _row(planned: Planned, components: Components, encoder: Facts, cache: Cache, look: Look) -> Row:
+    picture = _Picture(planned.example, components, encoder, cache, look)
+    views = tuple(tuple(picture.view(crop, mirrored) for mirrored in ((False, True) if look.flip else (False,))) for crop in planned.crops)
+    return Row(views, planned.wordings, planned.key, planned.turns, planned.example.repeats, planned.example.weight)
 
 
-def absent(components: Components, cache: Cache) -> Conditioning:
+@dataclass
+class _Picture:
+    """A picture file, opened when something of it is not in the cache, and once."""
+
+    example: Example
+    components: Components
+    encoder: Facts  # what latents depend on beside the pixels
+    cache: Cache
+    look: Look
+    opened: dict[str, Any] = field(default_factory=dict)
+
+    def view(self, crop: Crop, mirrored: bool) -> View:
+        return View(self.latents(crop, mirrored), crop.sizes(mirrored), self.mask(crop, mirrored) if self.example.mask else None)
+
+    def latents(self, crop: Crop, mirrored: bool) -> Tensor:
+        def make() -> dict[str, Tensor]:
+            pixels = pictures.to_tensor(pictures.cut(self.whole(), crop.box, crop.size))
+            return {"latents": latents.encode_image(self.components, (pixels.flip(-1) if mirrored else pixels)[None])[0]}
+
+        facts = ("latents", *self.encoder, *self.seen(crop, mirrored), self.look.background)
+        return self.cache.get(facts, make)["latents"].float()
+
+    def mask(self, crop: Crop, mirrored: bool) -> Tensor:
+        path, factor = self.example.mask, self.components.factor
+        assert path is not None
+        own = path == self.example.path
+
+        def make() -> dict[str, Tensor]:
+            grey = pictures.mask(path, self.upright(), own)
+            size = (crop.size[0] // factor, crop.size[1] // factor)
+            small = torch.ones(1, *size) if grey is None else pictures.shrunk(grey, crop.box, size)
+            return {"mask": small.flip(-1) if mirrored else small}
+
+        return self.cache.get(("masks", digest(path), own, factor, *self.seen(crop, mirrored)), make)["mask"]
+
+    def seen(self, crop: Crop, mirrored: bool) -> tuple[object, ...]:
+        """The facts of which pixels are looked at."""
+        return self.example.digest, crop.whole, crop.size, crop.top, crop.left, mirrored
+
+    def upright(self) -> Image.Image:
+        if "upright" not in self.opened:
+            self.opened["upright"] = pictures.upright(self.example.path)
+        return self.opened["upright"]
+
+    def whole(self) -> Image.Image:
+        if "whole" not in self.opened:
+            self.opened["whole"] = pictures.flattened(self.upright(), self.look.background)
+        return self.opened["whole"]
+
+
+def without_blank_masks(data: Encoded) -> Encoded:
+    """The same with no mask at all where every mask is 1 everywhere: where nothing is transparent, say."""
+    views = [view for row in data.rows for crop in row.views for view in crop]
+    if any(view.mask is not None and bool((view.mask != 1).any()) for view in views):
+        return data
+    bare = (replace(row, views=tuple(tuple(replace(view, mask=None) for view in crop) for crop in row.views)) for row in data.rows)
+    return replace(data, rows=tuple(bare))
+
+
+def encoders_of(components: Components) -> Facts:
+    """What embeddings depend on beside the tokens."""
+    encoders: Iterable[Any] = components.text_encoders
+    return tuple((weights_hash(encoder), str(encoder.dtype), encoder.device.type) for encoder in encoders)
+
+
+def embeddings(
+    captions: Sequence[str], components: Components, cache: Cache, clip_skip: int = 1, chunks: int = conditioning.CHUNKS
+) -> Conditioning:
+    """Of each caption, in fp32 on the CPU; of all at the length of the longest, with a mask."""
+    encoders = encoders_of(components)
+    return conditioning.cat(embedding(caption, components, cache, clip_skip, chunks, encoders) for caption in captions)
+
+
+def embedding(
+    caption: str | None,
+    components: Components,
+    cache: Cache,
+    clip_skip: int = 1,
+    chunks: int = conditioning.CHUNKS,
+    encoders: Facts | None = None,
+) -> Conditioning:
+    """(1, 77 k, width) for a caption of k chunks of 75 tokens, at most `chunks`; None is no caption (`conditioning.encode_absent`).
+
+    encoders    `encoders_of(components)`, if it is known already
+    """
+    ids = conditioning.chunk_tokens(components, caption or "", chunks)
+    absent = caption is None and components.zeros_for_empty
+
+    def make() -> dict[str, Tensor]:
+        with torch.no_grad():
+            hint = conditioning.encode_chunks(components, [ids], clip_skip)
+        if absent:
+            hint = conditioning.masked(hint, torch.zeros(1, dtype=torch.bool, device=hint.context.device))
+        return {"context": hint.context} | ({} if hint.pooled is None else {"pooled": hint.pooled})
+
+    facts = ("text", encoders or encoders_of(components), [own.tolist() for own in ids], clip_skip, absent)
+    kept = cache.get(facts, make)
+    return Conditioning(kept["context"], kept.get("pooled")).to(dtype=torch.float32)
+
+
+def absent(components: Components, cache: Cache, clip_skip: int = 1) -> Conditioning:
     """Of no caption at all (`conditioning.encode_absent`), in fp32 on the CPU."""
-    return _embedded(None, components, cache)
-
-
-def _embedded(caption: str | None, components: Components, cache: Cache) -> Conditioning:
-    def make() -> dict[str, Tensor]:
-        hint = conditioning.encode_absent(components) if caption is None else conditioning.encode_text(components, [caption])
-        wide = hint.to(dtype=torch.float32)
-        return {"context": wide.context} | ({} if wide.pooled is None else {"pooled": wide.pooled})
-
-    zeros = components.zeros_for_empty if caption is None else None
-    kept = cache.get(("text", components.hash, str(components.dtype), caption, zeros), make)
-    return Conditioning(kept["context"], kept.get("pooled"))
-
-
-def _latents(example: Example, components: Components, size: int, mirrored: bool, cache: Cache) -> Tensor:
-    def make() -> dict[str, Tensor]:
-        pixels = tensor_of(example.path, size)
-        return {"latents": latents.encode_image(components, (pixels.flip(-1) if mirrored else pixels)[None])[0].float()}
-
-    return cache.get(
-        ("latents", components.hash, str(components.vae.dtype), example.digest, size, mirrored, components.vae.use_tiling), make
-    )["latents"]
+    return embedding(None, components, cache, clip_skip)
 
 
 def sizes_of(path: Path, size: int) -> Sizes:
     """Of a picture whose shorter side is brought to `size` pixels and whose longer one is cut to it, evenly."""
-    height, width = pictures.extent(path)
-    scale = size / min(height, width)
-    crop = ((round(height * scale) - size) // 2, (round(width * scale) - size) // 2)
-    return Sizes((height, width), crop, (size, size))
-
-
-def tensor_of(path: Path, size: int) -> Tensor:
-    """(3, size, size) in [−1, 1]."""
-    return pictures.to_tensor(pictures.square(pictures.read(path), size))
+    return framed(pictures.extent(path), Frames((size,)), size).sizes()

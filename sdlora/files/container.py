@@ -1,39 +1,45 @@
-"""safetensors files as they are: tensors by key and the header's strings, in and out."""
+"""Adapter files as they are: tensors by key and the header's strings, in and out."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from sdlora import stored
 from sdlora.errors import SdloraError
+
+WITHIN = (  # what PEFT and diffusers call the file in the folder that they save
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.bin",
+)
+
+
+def located(path: str | Path) -> Path:
+    """The file itself, or the adapter's file in a folder of PEFT's or diffusers'; SdloraError where there is none."""
+    given = Path(path).expanduser()
+    if given.is_dir():
+        found = next((given / name for name in WITHIN if (given / name).is_file()), None)
+        if found is None:
+            raise SdloraError(f"{given} is a folder without {' or '.join(WITHIN[:2])}; give an adapter file (.safetensors)")
+        return found
+    if not given.is_file():
+        raise SdloraError(f"{given} does not exist; give an adapter file (.safetensors)")
+    return given
 
 
 def contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of the file."""
-    with opened(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+    """Tensors and header of the file, read into memory."""
+    found = stored.contents(path)
+    return {key: tensor.read().clone() for key, tensor in found.tensors.items()}, found.metadata
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The header's strings, without reading the tensors."""
-    with opened(Path(path)) as file:
-        return dict(file.metadata() or {})
-
-
-def opened(path: Path) -> Any:
-    """A safetensors file open for reading, or one clear line."""
-    if not path.is_file():
-        raise SdloraError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give an adapter file (.safetensors)")
-    try:
-        return safetensors.safe_open(path, framework="pt")
-    except safetensors.SafetensorError as error:
-        raise SdloraError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror or error}") from error
+    return stored.contents(located(path)).metadata
 
 
 def serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

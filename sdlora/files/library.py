@@ -14,6 +14,7 @@ from torch import nn
 
 from sdlora.adapter import Adapter, tensors
 from sdlora.errors import SdloraError
+from sdlora.files.container import located
 from sdlora.files.reading import load
 
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -104,10 +105,11 @@ class Library:
 
 def _identity(path: Path) -> Identity:
     try:
-        stat = path.stat()
-    except OSError:
+        file = located(path)
+        stat = file.stat()
+    except (OSError, SdloraError):
         return (str(path),)  # `load` says what is wrong
-    return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+    return str(file.resolve()), stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def parse_bytes(text: str, option: str) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
-from sdlora.files.container import contents
+from sdlora.files.container import contents, located
 from sdlora.files.report import Report, report
 from sdlora.formats import alphas, decode
 from sdlora.layers import named_layers
@@ -53,15 +53,23 @@ def read(path: str | Path) -> Adapter:
 
 def read_reported(path: str | Path) -> tuple[Adapter, Report]:
     """`read`, and what was found; no layer counts as matched."""
-    tensors, metadata = contents(Path(path))
-    beside = Path(path).parent / PEFT_CONFIG
-    known = metadata if alphas.CONFIG in metadata or not beside.is_file() else metadata | {alphas.CONFIG: beside.read_text("utf-8")}
+    file = located(path)
+    tensors, metadata = contents(file)
+    beside = file.parent / PEFT_CONFIG
     try:
+        known = metadata if alphas.CONFIG in metadata or not beside.is_file() else metadata | {alphas.CONFIG: _text(beside)}
         decoded = decode(tensors, known)
     except SdloraError as error:
-        raise SdloraError(f"{path}: {error}") from error
+        raise SdloraError(f"{file}: {error}") from error
     adapter = Adapter(decoded.layers, metadata)
     return adapter, report(adapter, decoded.dialect, decoded.surplus)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SdloraError(f"the {path.name} beside it cannot be read as text ({error})") from error
 
 
 def format_of(path: str | Path) -> str:

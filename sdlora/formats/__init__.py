@@ -1,5 +1,6 @@
 """File dialects: dict[str, Tensor] ⇄ layers. One dialect a file, which knows one key at a time; here they are brought together."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,12 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from sdlora import recognise
 from sdlora.errors import SdloraError
-from sdlora.formats import alphas, diffusers, foreign, kohya, onetrainer, peft
+from sdlora.formats import alphas, diffusers, foreign, kohya, onetrainer, peft, tucker
 from sdlora.kinds.lora import Lora
 
-Split = Callable[[str], tuple[str, str, str] | None]  # one key -> canonical layer name, field (down, up, alpha), dialect
+Split = Callable[[str], tuple[str, str, str] | None]  # one key -> canonical layer name, field (down, mid, up, alpha), dialect
 
+EXAMPLES = 3  # keys in a message
 DIALECTS: tuple[Split, ...] = (kohya.split, peft.split, diffusers.split, onetrainer.split)
 
 
@@ -81,21 +84,35 @@ def _lora(name: str, own: Mapping[str, str], tensors: Mapping[str, Tensor], head
             f"{name} has {' and '.join(own.values())} but no {' and no '.join(sorted(missing))} matrix; the file is not complete"
         )
     a, b = tensors[own["down"]], tensors[own["up"]]
+    if "mid" in own:
+        a = tucker.down(name, a, tensors[own["mid"]])
     _check(name, a, b)
     rank = a.shape[0]
     if "alpha" in own:
-        tensor = tensors[own["alpha"]]
-        if tensor.numel() != 1:
-            raise SdloraError(f"{own['alpha']} is no number but {tuple(tensor.shape)}")
-        return Lora(a, b, float(tensor.item()) or float(rank))
+        return Lora(a, b, _number(own["alpha"], tensors[own["alpha"]]) or float(rank))
     alpha = header(name, rank)
     return Lora(a, b, float(rank) if alpha is None else alpha)
+
+
+def _number(key: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1:
+        raise SdloraError(f"{key} is no number but {tuple(tensor.shape)}")
+    if not math.isfinite(tensor.item()):
+        raise SdloraError(f"{key} is {tensor.item()}; the file is damaged")
+    return float(tensor.item())
 
 
 def _check(name: str, a: Tensor, b: Tensor) -> None:
     whole = a.dim() in (2, 4) and b.dim() == a.dim() and a.shape[0] == b.shape[1] > 0 and tuple(b.shape[2:]) in ((), (1, 1))
     if not (whole and a.is_floating_point() and b.is_floating_point()):
         raise SdloraError(f"{name} is no pair of LoRA matrices: down {_shape(a)}, up {_shape(b)}")
+    if not (_finite(a) and _finite(b)):
+        raise SdloraError(f"{name} has numbers that are not finite (NaN or ∞): the training that made it diverged, or the file is damaged")
+
+
+def _finite(tensor: Tensor) -> bool:
+    wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # isfinite knows no 8-bit floats
+    return bool(wide.isfinite().all())
 
 
 def _shape(tensor: Tensor) -> str:
@@ -109,8 +126,10 @@ def _dialect(found: Counter[str]) -> str:
 
 
 def _no_lora(tensors: Mapping[str, Tensor]) -> str:
-    examples = "\n".join(f"    {key}" for key in sorted(tensors)[:3])
-    return (
-        f"none of its {len(tensors)} tensors is a LoRA matrix (….lora_down.weight or ….lora_A.weight):\n{examples}\n"
-        "It is a whole model, or an adapter of a kind that this version of sdlora does not read"
-    )
+    if not tensors:
+        return "it holds no tensors"
+    what = recognise.what(tensors) or recognise.part(tensors)
+    if what and what != recognise.ADAPTER:
+        return f"it is {what}, not an adapter"
+    examples = ", ".join(sorted(tensors)[:EXAMPLES])
+    return f"none of its {len(tensors)} tensors is a LoRA matrix (….lora_down.weight or ….lora_A.weight), but for example {examples}"

@@ -31,8 +31,8 @@ def reader(header: Mapping[str, str]) -> Callable[[str, int], float | None]:
         if component not in patterns:
             patterns[component] = _lookup(config.get(f"{own}alpha_pattern") or {})
         found = patterns[component](path)
-        if found is None and f"{own}lora_alpha" in config:
-            found = float(config[f"{own}lora_alpha"])
+        if found is None:
+            found = _number(f"{own}lora_alpha", config.get(f"{own}lora_alpha"))
         if found is None:
             return None
         return found * math.sqrt(rank) if config.get(f"{own}use_rslora") else found
@@ -50,17 +50,35 @@ def _config(header: Mapping[str, str]) -> dict[str, Any]:
     return config
 
 
-def _lookup(patterns: Mapping[str, Any]) -> Lookup:
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SdloraError(f"{name} in the header's {CONFIG} is {value!r}, which is no number")
+    return float(value)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except re.error as error:
+        raise SdloraError(f"alpha_pattern in the header's {CONFIG} has {pattern!r}, which is no pattern: {error}") from error
+
+
+def _lookup(patterns: Any) -> Lookup:
     """PEFT's rule, the first pattern that matches the end of the name (get_pattern_key): plain names by a table, the rest in turn."""
+    if not isinstance(patterns, Mapping):
+        raise SdloraError(f"alpha_pattern in the header's {CONFIG} is no table but {patterns!r}")
+    values = [_number(f"alpha_pattern of {name}", value) for name, value in patterns.items()]
     order = list(patterns)
     plain = {pattern.removeprefix(LEVEL): i for i, pattern in reversed(list(enumerate(order))) if not SPECIAL.search(pattern)}
-    other = [(i, re.compile(rf"(.*\.)?({pattern})$")) for i, pattern in enumerate(order) if SPECIAL.search(pattern)]
+    other = [(i, _compiled(pattern)) for i, pattern in enumerate(order) if SPECIAL.search(pattern)]
 
     def find(path: str) -> float | None:
         short = path.removeprefix(LEVEL)
         parts = short.split(".")
         hits = [plain[end] for k in range(len(parts)) if (end := ".".join(parts[k:])) in plain]
         hits += [i for i, pattern in other if pattern.match(path) or pattern.match(short)]
-        return float(patterns[order[min(hits)]]) if hits else None
+        return values[min(hits)] if hits else None
 
     return find

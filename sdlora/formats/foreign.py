@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from sdlora.errors import SdloraError
 
 KINDS = {  # LyCORIS: the weight_list of its modules; PEFT: the prefix of its tuners
-    r"dora_scale|lora_magnitude_vector": "DoRA",
+    r"dora_scale|lora_magnitude_vector|^lora_.*\.magnitude$": "DoRA",  # the last is ai-toolkit's
     r"hada_[wt]\d": "LoHa",
     r"lokr_[wt]\d": "LoKr",
     r"\boft_(blocks|diag|R)\b|\bboft_": "OFT or BOFT",
@@ -14,7 +14,6 @@ KINDS = {  # LyCORIS: the weight_list of its modules; PEFT: the prefix of its tu
     r"\.on_input$|\bia3_l": "(IA)³",
     r"\.diff(_b)?$": "full difference",
     r"\.[wb]_norm$": "trained norm",
-    r"lora_mid": "LoCon in Tucker form",
     r"vera_lambda": "VeRA",
     r"lora_E\b|\branknum": "AdaLoRA",
     r"lora_(A|B|down|up)(\.[^.]+)?\.bias$": "LoRA with biases",

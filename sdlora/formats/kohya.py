@@ -1,4 +1,5 @@
 """Kohya's keys, which A1111, Forge and ComfyUI read: lora_unet_down_blocks_0_….lora_down.weight, .lora_up.weight, .alpha.
+LyCORIS's LoCon in Tucker form has .lora_mid.weight between the two, which is read and not written.
 
 kohya's trainer, and with it the field, calls the blocks of SDXL's U-Net as LDM does (lora_unet_input_blocks_4_1_…) and its text
 encoders lora_te1 and lora_te2; those of SD 1.x and 2.x as diffusers does, and their text encoder lora_te. All are read for all.
@@ -14,8 +15,8 @@ from sdlora.errors import SdloraError
 from sdlora.formats import names
 from sdlora.layers import canonical
 
-DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
-FIELDS = {DOWN: "down", UP: "up", ALPHA: "alpha"}
+DOWN, UP, MID, ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha"
+FIELDS = {DOWN: "down", UP: "up", MID: "mid", ALPHA: "alpha"}
 READ = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
 WRITTEN = {"unet": "lora_unet", "text_encoder": "lora_te"}
 WRITTEN_XL = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}

@@ -5,7 +5,7 @@ OneTrainer (modules/util/convert/lora) writes its "omi" files so, and in its own
 
 from sdlora.formats import names
 
-FIELDS = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
+FIELDS = {".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_mid.weight": "mid", ".alpha": "alpha"}
 
 
 def split(key: str) -> tuple[str, str, str] | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -10,15 +10,18 @@ from sdlora import hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import WAYS, Stack, applied, strengths
 from sdlora.errors import SdloraError, nearest
+from sdlora.families import V
 from sdlora.generation.request import Request
 from sdlora.layers import TEXT
 from sdlora.models import Components
+from sdlora.schedule import zero_terminal
 from sdlora.strength import Strength
 from sdlora.strength import strength as strength_of
 
 TEXT_ENCODERS = (TEXT, f"{TEXT}_2")
 AUTO = "auto"
 PAYS = 8  # calls of the U-Net from which on fusing costs less than stacking; measured with the embedded base: docs/benchmarks
+ZERO_SNR = "ss_zero_terminal_snr"  # in an adapter's header
 
 Weighted = tuple[Adapter, Strength]
 Wanted = tuple[Adapter | str, Strength]  # or the adapter's name among those that were given by name
@@ -126,6 +129,19 @@ def check(components: Components, wanted: Sequence[Wanted], apply: str) -> None:
             raise SdloraError(f"the strength {strength} changes with the steps, which an adapter that is fused cannot; {remedy}")
     if apply != "fused" and compiled and any(acts(strength) for _, strength in wanted):
         raise SdloraError("a compiled U-Net does not see adapters that come and go; take apply fused, or leave compile out")
+
+
+def levelled(components: Components, wanted: Sequence[Wanted], named: Mapping[str, Adapter]) -> Components:
+    """The base with a noise schedule that ends in pure noise, if it predicts v and an adapter that acts was trained with one.
+
+    Lin et al. 2023, arXiv:2305.08891; the adapter's header says so by kohya's name for it.
+    """
+    if components.prediction != V or components.alphas_bar[-1] == 0:
+        return components
+    acting = [named[adapter] if isinstance(adapter, str) else adapter for adapter, strength in wanted if acts(strength)]
+    if not any(adapter.metadata.get(ZERO_SNR) == "True" for adapter in acting):
+        return components
+    return replace(components, alphas_bar=zero_terminal(components.alphas_bar))
 
 
 @contextmanager

@@ -47,6 +47,7 @@ class Group:
     requests: list[Request]
     wanted: list[list[Wanted]]  # the adapters of each
     apply: str
+    base: Components  # with the noise schedule that the adapters ask for
 
 
 def generate(
@@ -85,7 +86,7 @@ def generate(
     everywhere = [(adapter, strength(eta)) for adapter, eta in weighted]
     groups = list(_batches(components, wanted, everywhere, named or {}, apply, batch))
     for group in groups:
-        _schedule(components, group.requests[0])
+        _schedule(group.base, group.requests[0])
         for chosen in group.wanted:
             adapters.check(components, chosen, group.apply)
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
@@ -116,7 +117,7 @@ def _pictures(
     texts = Texts(components, offload or components.device)
     for group in groups:
         with adapters.active(components, group.wanted, named, group.apply, group.requests[0].steps) as active:
-            images = _draw(components, group.requests, active, texts, callback, offload)
+            images = _draw(group.base, group.requests, active, texts, callback, offload)
         yield from (Picture(request, image, group.apply) for request, image in zip(group.requests, images, strict=True))
 
 
@@ -138,12 +139,13 @@ def _batches(
     for request, _ in chosen:
         conditions.check(components, request)
     ways = adapters.ways(components, chosen, apply, many)
-    pictures = [(request, wanted, way) for (request, wanted), way in zip(chosen, ways, strict=True)]
-    for _, run in groupby(pictures, lambda picture: _alike(components, *picture)):
+    bases = [adapters.levelled(components, wanted, named) for _, wanted in chosen]
+    pictures = [(request, wanted, way, base) for (request, wanted), way, base in zip(chosen, ways, bases, strict=True)]
+    for _, run in groupby(pictures, lambda picture: (_alike(components, *picture[:3]), picture[3] is components)):
         alike = list(run)
         most = many(alike[0][0])
         for part in (alike[i : i + most] for i in range(0, len(alike), most)):
-            yield Group([request for request, _, _ in part], [wanted for _, wanted, _ in part], part[0][2])
+            yield Group([picture[0] for picture in part], [picture[1] for picture in part], *part[0][2:])
 
 
 def _alike(components: Components, request: Request, wanted: list[Wanted], way: str) -> tuple[Any, ...]:

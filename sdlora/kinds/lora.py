@@ -1,12 +1,12 @@
 """LoRA: W' = W + η (α / r) B A.  Hu et al. 2021, arXiv:2106.09685, eq. 3."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sdlora.layers import pair
+from sdlora.layers import down, pair, up
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,10 @@ class Lora:
     def residual(self, x: Tensor, layer: nn.Module) -> Tensor:
         """(α / r) B (A x): two thin products instead of ΔW."""
         return pair(layer, x, self.a, self.b, self.scale)
+
+    def gated(self, x: Tensor, layer: nn.Module, gate: Callable[[Tensor], Tensor]) -> Tensor:
+        """(α / r) B gate(A x): the residual with dropout."""
+        return up(layer, gate(down(layer, x, self.a)) * self.scale, self.b)
 
 
 def fresh(layer: nn.Module, rank: int, alpha: float, generator: torch.Generator | None = None) -> Lora:

@@ -102,14 +102,14 @@ def check(emphasis: str, clip_skip: int, text_encoder: Any) -> None:
 
 
 def _remembered(memory: Memory, tokenizer: Any, text_encoder: Any, chunk: Chunk, clip_skip: int, final_norm: bool) -> Hidden:
-    ids = _padded(chunk.ids, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    ids = padded(chunk.ids, tokenizer.eos_token_id, tokenizer.pad_token_id)
     key = (ids, clip_skip, final_norm)
     if key not in memory.hidden:
         memory.hidden[key] = _hidden(text_encoder, ids, clip_skip, final_norm)
     return memory.hidden[key]
 
 
-def _padded(ids: tuple[int, ...], end: int, pad: int) -> tuple[int, ...]:
+def padded(ids: tuple[int, ...], end: int, pad: int) -> tuple[int, ...]:
     """SD 2.x and SDXL's second tokenizer have a token of their own behind the first end token."""
     first = ids.index(end) + 1
     return ids if end == pad else (*ids[:first], *[pad] * (len(ids) - first))

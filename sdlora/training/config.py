@@ -7,13 +7,12 @@ from pydantic import Field, model_validator
 
 from sdlora import apply
 from sdlora.apply.targets import DEFAULT, TARGETS
-from sdlora.config import NameOrFolder, Settings
+from sdlora.config import BaseModelName, Settings
+from sdlora.data.settings import DataSettings
 from sdlora.errors import nearest
-
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+from sdlora.training import contradictions
+from sdlora.training.optimizers import KINDS
+from sdlora.training.tables import Count, CountOrNone, Dropout, Ema, Loss, Noise, NotNegative, Optimizer, Rate, Timesteps
 
 UNET = "unet"
 COMPONENTS = (UNET, "text_encoder", "text_encoder_2")
@@ -61,16 +60,13 @@ class Part(Settings):
         return self.rank is None and self.alpha is None and self.learning_rate is None
 
 
-class TrainConfig(Settings):
-    images: Path  # folder of pictures, each with a caption in a .txt file of the same stem
+class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlora/data/settings.py
     output: Path  # the run folder
-    base: NameOrFolder = "emoji"  # a built-in name, or a folder in diffusers' layout
+    base: BaseModelName = "emoji"  # a built-in name, a file, a folder in diffusers' layout, or a cached Hub id
     vae: Path | None = None  # a folder or file with another VAE than the base's own
     family: Literal["sd1", "sd2", "sdxl"] | None = None  # None: found from the base's tensors
     prediction: Literal["epsilon", "v_prediction"] | None = None  # None: found from the base's tensors and configuration
     variant: str | None = None  # of the files in a folder: fp16, say
-    trigger: tuple[str, ...] | str = ()  # the word or words in the captions that call the adapter; recorded in the file
-    caption: str | None = None  # for images without a .txt file
     name: str = ""  # the adapter's title; empty: the name of the image folder
     format: Literal["kohya", "peft"] = "kohya"
 
@@ -80,31 +76,46 @@ class TrainConfig(Settings):
     unet: Part = Part()
     text_encoder: Part = Part()
     text_encoder_2: Part = Part()  # SDXL's second
+    include: tuple[str, ...] = ()  # patterns of layers of the targets ("unet.up", "*.attn2.*", "b-lora-style"); none: all
+    exclude: tuple[str, ...] = ()  # patterns of layers that are left out
+    ranks: dict[str, int] = {}  # by pattern, the last that matches; 0: not trained. The scale α / r stays
+    alphas: dict[str, float] = {}  # by pattern
+    rates: dict[str, float] = {}  # by pattern: factors of the learning rate
+    rslora: bool = False  # scale by α / √r instead of α / r (arXiv:2312.03732); in the file α is α √r then
 
     steps: Count = 300  # optimiser steps
     batch_size: Count = 8
     accumulate: Count = 1  # batches per optimiser step
     learning_rate: Rate | None = None  # None: 2e-3 for the base emoji, 1e-4 for others
     text_learning_rate: Rate | None = None  # of the text encoders, where they are a target; None: half the learning rate
-    schedule: Literal["cosine", "constant"] = "cosine"
+    lora_plus: Rate = 1.0  # how many times as fast B learns as A; 16 in arXiv:2402.12354
+    schedule: Literal["cosine", "cosine_restarts", "linear", "polynomial", "wsd", "rex", "inverse_sqrt", "constant"] = "cosine"
+    schedule_cycles: Count | None = None  # of cosine_restarts; None: 3
+    schedule_power: Rate | None = None  # of polynomial; None: 2
+    schedule_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # of wsd: the share of the steps in which it falls; None: 0.2
+    schedule_floor: Annotated[float, Field(ge=0, lt=1)] | None = None  # what the rate falls to, as a share of itself; None: 0
     warmup: CountOrNone = 10  # steps, linear
-    weight_decay: NotNegative = 0.01  # of AdamW
+    weight_decay: NotNegative = 0.01  # decoupled, in every optimizer
     clip: NotNegative = 1.0  # the largest norm of all gradients together; 0: any
+    max_norm: NotNegative = 0.0  # the largest norm of a layer's ΔW, held after every step; 0: any
+    explosion: NotNegative = 10.0  # stop if the loss's running median grows that many times; 0: never
     min_snr: NotNegative = 5.0  # γ of arXiv:2303.09556; 0: all timesteps weigh alike
     stratified: bool = True  # each timestep of a batch from a stratum of its own: less noise in the gradient, the same mean
-    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of samples that are trained with an empty caption
-    flip: bool = False  # mirror every other sample, by chance
-    resolution: Annotated[int, Field(ge=8)] | None = None  # pixels; None: the base's own
 
     seed: Annotated[int, Field(ge=0)] = 0
     save_every: CountOrNone = 100  # steps between saved adapters, states and samples; 0: only at the end
-    cache: Path | None = None  # folder for latents and embeddings; None: in the run folder
     device: str = "auto"  # cuda, mps or cpu
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of base and products; trained numbers, loss and optimiser are fp32
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, more time
     vae_tiling: bool = False  # encode large pictures in overlapping tiles
     compile: bool = False  # torch.compile the U-Net
+    optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    noise: Noise = Noise()
+    timesteps: Timesteps = Timesteps()
+    dropout: Dropout = Dropout()
+    ema: Ema = Ema()
     prior: Prior = Prior()
     samples: Samples = Samples()
 
@@ -120,6 +131,13 @@ class TrainConfig(Settings):
         for name in COMPONENTS:
             if name not in self.learning and not getattr(self, name).bare:
                 raise ValueError(f"{name} has settings, but nothing in it is trained; add a target that lies there, or leave {name} out")
+        return self
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "TrainConfig":
+        problem = contradictions.first(self)
+        if problem:
+            raise ValueError(problem)
         return self
 
     @property
@@ -146,11 +164,6 @@ class TrainConfig(Settings):
         return rate
 
     @property
-    def triggers(self) -> tuple[str, ...]:
-        words = (self.trigger,) if isinstance(self.trigger, str) else self.trigger
-        return tuple(word for word in words if word)
-
-    @property
     def title(self) -> str:
         return self.name or self.images.name
 
@@ -165,7 +178,10 @@ class TrainConfig(Settings):
 
     def settled(self) -> "TrainConfig":
         """With the defaults that follow from other settings spelled out."""
-        rate = self.learning_rate or (EMOJI_RATE if self.base == "emoji" else DEFAULT_RATE)
+        kind = KINDS[self.optimizer.name]
+        usual = 1.0 if kind.finds_rate else kind.rate * (EMOJI_RATE if self.base == "emoji" else DEFAULT_RATE)
+        rate = self.learning_rate or usual
+        weighting = self.loss.weighting or "min_snr"
         own = {name: getattr(self, name) for name in self.learning}
         ranks = {name: part.rank or self.rank for name, part in own.items()}
         changes: dict[str, Any] = {
@@ -175,10 +191,12 @@ class TrainConfig(Settings):
         changes |= {
             "alpha": self.alpha or float(self.rank),
             "learning_rate": rate,
-            "text_learning_rate": self.text_learning_rate or rate / 2,
+            "text_learning_rate": self.text_learning_rate or (rate if kind.finds_rate else rate / 2),
+            "schedule": "constant" if kind.averages else self.schedule,
+            "min_snr": self.min_snr if weighting == "min_snr" else 0.0,
+            "loss": self.loss.model_copy(update={"weighting": weighting}),
             "output": self.output.absolute(),
-            "images": self.images.absolute(),
-            "vae": self.vae and self.vae.absolute(),
+            **{name: path.absolute() for name in ("images", "regularisation", "metadata", "vae") if (path := getattr(self, name))},
         }
         return self.model_copy(update=changes)
 

@@ -9,8 +9,9 @@ from sdlora.errors import SdloraError
 from sdlora.training.config import TrainConfig
 
 # What may differ between the command that began a run and the one that goes on with it: nothing of this changes the adapter.
-# The images' contents are compared by their hash instead.
-FREE = {"images", "output", "save_every", "cache", "samples", "device", "gradient_checkpointing"}
+# The contents of PLACES, with captions, repeats, weights and masks, are compared by their hash instead.
+PLACES = {"images", "folders", "regularisation", "metadata", "strict"}
+FREE = PLACES | {"output", "save_every", "cache", "samples", "device", "gradient_checkpointing", "explosion"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,6 @@ class Layout:
     @property
     def adapter(self) -> Path:
         return self.folder / "adapter.safetensors"
-
-    @property
-    def cache(self) -> Path:
-        return self.folder / "cache"
 
     @property
     def prior(self) -> Path:

@@ -1,6 +1,7 @@
-"""metrics.jsonl: one JSON object per optimiser step."""
+"""metrics.jsonl: one JSON object per optimiser step, strictly JSON (RFC 8259), which knows neither Infinity nor NaN."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,4 +30,10 @@ def rewind(path: Path, step: int) -> None:
 
 def append(path: Path, step: Step) -> None:
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(step)) + "\n")
+        file.write(json.dumps(line(step), allow_nan=False) + "\n")
+
+
+def line(step: Step) -> dict[str, Any]:
+    """What is written of `step`: without a number for the gradient's norm, and "skipped", where fp16 overflowed and nothing was changed."""
+    facts = asdict(step)
+    return facts if math.isfinite(step.grad_norm) else facts | {"grad_norm": None, "skipped": True}

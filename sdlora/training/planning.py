@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sdlora import apply, models
-from sdlora.captions import contains
-from sdlora.data import folder, pictures
-from sdlora.data.folder import Example
-from sdlora.errors import SdloraError
+from sdlora import models
 from sdlora.layers import named_layers
+from sdlora.training import sources, words
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout, agree
 from sdlora.training.run import read_state
+from sdlora.training.trainable import layers
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class Target:
     alpha: float
     parameters: int  # of the adapter, α not counted
     full: int  # of the layers' weights
+    mixed: bool = False  # its layers differ in rank or α, of which the largest are given
 
 
 @dataclass(frozen=True)
@@ -45,38 +44,26 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """SdloraError for anything wrong that can be known before the weights are read."""
     config = config.settled()
-    found = checked(config)
+    found = sources.gathered(config)
     targets = targets_of(config)
     layout = Layout(config.output)
     agree(layout, config)
     done = read_state(layout.state)["step"] if layout.state.exists() else 0
-    return Plan(config, len(found), targets, done)
-
-
-def checked(config: TrainConfig) -> list[Example]:
-    """The images, each a readable file, with the trigger in at least one caption."""
-    found = folder.scan(config.images, config.caption)
-    for example in found:
-        pictures.check(example.path)
-    for trigger in config.triggers:
-        if not any(contains(example.caption, trigger) for example in found):
-            raise SdloraError(
-                f"the trigger {trigger!r} is in none of the {len(found)} captions of {config.images} (the first: {found[0].caption!r}); "
-                "put it into the captions, or leave trigger out"
-            )
-    return found
+    return Plan(config, len(found.images), targets, done)
 
 
 def targets_of(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None) -> tuple[Target, ...]:
     """What each target comes to in `modules`, by default the base's, without its weights."""
     modules = modules or models.skeleton(config.base)
-    layers = named_layers(modules)
+    weights, chosen = named_layers(modules), layers(modules, config)
     result = []
-    for target, part in config.parts.items():
-        weights = [layers[name].weight for name in apply.select(modules, [target])]
-        shapes = [tuple(weight.shape) for weight in weights if isinstance(weight, Tensor)]
-        own = sum(part.rank * (_size(shape[1:]) + shape[0]) for shape in shapes)
-        result.append(Target(target, len(shapes), part.rank, part.alpha or float(part.rank), own, sum(map(_size, shapes))))
+    for target in config.parts:
+        own = {name: layer for name, layer in chosen.items() if layer.target == target}
+        shapes = {name: tuple(weight.shape) for name in own if isinstance(weight := weights[name].weight, Tensor)}
+        trained = sum(own[name].rank * (_size(shape[1:]) + shape[0]) for name, shape in shapes.items())
+        ranks, alphas = ([value(layer) for layer in own.values()] for value in (lambda one: one.rank, lambda one: one.alpha))
+        full = sum(map(_size, shapes.values()))
+        result.append(Target(target, len(own), max(ranks), max(alphas), trained, full, len({*zip(ranks, alphas, strict=True)}) > 1))
     return tuple(result)
 
 
@@ -94,9 +81,8 @@ def lines(plan: Plan) -> list[str]:
     batch += f", {c.accumulate} batches a step" if c.accumulate > 1 else ""
     epochs = c.steps * c.samples_per_step / plan.images
     rate = ", ".join(("" if name == "unet" else name.replace("_", " ") + " ") + f"{c.rate(name):g}" for name in c.learning)
-    alike = len({(target.rank, target.alpha) for target in plan.targets}) == 1
+    alike = len({(target.rank, target.alpha) for target in plan.targets}) == 1 and not any(target.mixed for target in plan.targets)
     size = f"rank {plan.targets[0].rank}, alpha {plan.targets[0].alpha:g}" if alike else "each target of its own rank"
-    ends = {"cosine": "then a cosine to 0", "constant": "then constant"}[c.schedule]
     rows = [
         ("base", c.base),
         ("images", f"{plan.images} in {c.images}" + (f", trigger {', '.join(c.triggers)}" if c.triggers else "")),
@@ -104,8 +90,8 @@ def lines(plan: Plan) -> list[str]:
         *(("", f"{t.name}: {t.layers} layers{_sizes(t, alike)}, {_numbers(t)}") for t in plan.targets),
         ("batch", batch),
         ("steps", f"{c.steps} ({epochs:.1f} times each image)" + (f", {plan.done} of them done" if plan.done else "")),
-        ("rate", f"{rate}, {c.warmup} steps of warm-up, {ends}"),
-        ("loss", (f"Min-SNR {c.min_snr:g}" if c.min_snr else "plain") + (", stratified timesteps" if c.stratified else "")),
+        ("rate", f"{rate}, {c.optimizer.name}, {c.warmup} steps of warm-up, {words.schedule(c)}"),
+        ("loss", words.loss(c)),
         ("output", str(c.output) + (f", saved every {c.save_every} steps" if c.save_every else "")),
     ]
     if c.prior.on:
@@ -119,7 +105,7 @@ def trains_text(config: TrainConfig) -> bool:
 
 
 def _sizes(target: Target, alike: bool) -> str:
-    return "" if alike else f", rank {target.rank}, alpha {target.alpha:g}"
+    return "" if alike else f", rank {'up to ' * target.mixed}{target.rank}, alpha {'up to ' * target.mixed}{target.alpha:g}"
 
 
 def _numbers(target: Target) -> str:

@@ -36,7 +36,7 @@ def examples(folder: Path, prior: Prior, components: Components, seed: int, size
         for path, picture in zip(paths[group], imagine(components, wanted[group], prior), strict=True):
             with atomic.replacing(path) as temporary:
                 picture.save(temporary)
-    return [Example(path, prompt) for path, (prompt, _) in zip(paths, wanted, strict=True)]
+    return [Example(path, (prompt,), regular=True) for path, (prompt, _) in zip(paths, wanted, strict=True)]
 
 
 def _seed(seed: int, number: int) -> int:

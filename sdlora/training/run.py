@@ -2,21 +2,27 @@
 
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdlora import apply, atomic, files
 from sdlora.adapter import Adapter
+from sdlora.apply.inject import Trained
+from sdlora.captions import tags as tags_of
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import draws, schedule
+from sdlora.training import optimizers, schedule, words
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
+from sdlora.training.ema import Average
+from sdlora.training.guard import Guard
 from sdlora.training.text import Prompts
 
 
@@ -32,6 +38,17 @@ class Run:
     rates: Sequence[float]  # the largest learning rate of each parameter group
     scaler: torch.amp.GradScaler  # of the loss, so that fp16 gradients do not vanish; idle in other precisions
     step: int = 0  # optimiser steps done
+    average: Average | None = field(init=False)  # of the parameters, if the settings ask for one
+    guard: Guard = field(init=False)
+
+    def __post_init__(self) -> None:
+        ema = self.config.ema
+        self.average = Average(self.parameters, ema.decay, ema.warmup) if ema.on else None
+        self.guard = Guard(self.config.explosion)
+
+    @cached_property
+    def carriers(self) -> dict[str, Trained]:
+        return apply.carriers(self.components.modules)
 
     def set_rate(self) -> float:
         """The learning rate of the coming step onto all groups; returns the first group's."""
@@ -41,7 +58,22 @@ class Run:
         return self.rates[0] * factor
 
     def adapter(self, metadata: Mapping[str, str] | None = None) -> Adapter:
-        return apply.extract(self.components.modules, metadata)
+        """What is saved: the trained numbers, or their average where one is kept."""
+        with self.result():
+            return apply.extract(self.components.modules, metadata)
+
+    @contextmanager
+    def result(self) -> Iterator[None]:
+        """Inside, the model carries what is saved. The training's own numbers come back bit for bit, as they are only put aside."""
+        shown: Sequence[Tensor] | None = self.average.values if self.average else optimizers.averaged(self.optimizer, self.parameters)
+        own = [parameter.data for parameter in self.parameters]
+        for parameter, value in zip(self.parameters, shown or own, strict=True):
+            parameter.data = value
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, own, strict=True):
+                parameter.data = value
 
     def save_state(self, path: Path) -> None:
         state = {
@@ -50,6 +82,8 @@ class Run:
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": [value.cpu() for value in self.average.values] if self.average else [],
+            "guard": self.guard.state,
         }
         with atomic.replacing(path) as temporary:
             torch.save(state, temporary)
@@ -66,6 +100,9 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.restore(state["average"])
+        self.guard.restore(state["guard"])
         self.step = state["step"]
 
 
@@ -76,35 +113,15 @@ def read_state(path: Path) -> dict[str, Any]:
         raise SdloraError(f"{path} is damaged; delete its folder to train anew") from error
 
 
-def trainable(components: Components, config: TrainConfig) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """Put fresh updates onto the targets: all parameters, and AdamW's groups (U-Net, text encoders)."""
-    ranks, alphas = apply.plan(components.modules, config.parts)
-    source = draws.generator(config.seed, "first weights")
-    parameters: list[nn.Parameter] = []
-    groups = []
-    for component, module in components.modules.items():
-        own = [name for name in ranks if name.startswith(component + ".")]
-        if own:
-            fresh = apply.inject({component: module}, own, ranks, alphas, source)
-            groups.append({"params": fresh, "lr": config.rate(component)})
-            parameters += fresh
-    return parameters, groups
-
-
-def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """Fused: on 112 small matrices the plain loop of PyTorch's AdamW costs more than its arithmetic."""
-    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
-
-
 def metadata(run: Run) -> dict[str, str]:
     """The file's header: what the adapter is, what it was made from and how. No path of this machine."""
     config = run.config
-    settings = config.model_dump(mode="json", exclude={"images", "output", "cache", "base", "vae", "device", "samples", "save_every"})
+    places = {"images", "folders", "regularisation", "metadata", "strict", "output", "cache", "base", "vae", "device"}
+    settings = config.model_dump(mode="json", exclude=places | {"samples", "save_every"})
     captions = run.sources[0].data.captions
     tags: dict[str, int] = {}
     for caption in captions:
-        for tag in (part.strip() for part in caption.split(",")):
+        for tag in tags_of(caption):
             tags[tag] = tags.get(tag, 0) + 1
     return files.header(
         run.adapter().layers,
@@ -116,6 +133,6 @@ def metadata(run: Run) -> dict[str, str]:
         targets=config.targets,
         triggers=config.triggers,
         tag_frequency={config.images.name: tags},
-        resolution=config.resolution,
+        resolution=max(config.resolutions),
         settings=settings | {"images": len(captions), "images_hash": run.identity["images"]},
-    )
+    ) | words.header(config)

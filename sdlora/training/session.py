@@ -4,24 +4,30 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import nn
 
-from sdlora import apply, files, hardware, models
-from sdlora.data import Cache, Encoded, encode, fingerprint
+from sdlora import apply, conditioning, files, hardware, models
+from sdlora.data import Cache, fingerprint
+from sdlora.data.buckets import frames
+from sdlora.data.cache import folder_of
 from sdlora.errors import SdloraError
+from sdlora.families import EPSILON
 from sdlora.models import Components
+from sdlora.schedule import zero_terminal
 from sdlora.training import layout as layouts
-from sdlora.training import metrics, placement, planning, prior, text
+from sdlora.training import metrics, optimizers, placement, planning, prior, sources
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout
 from sdlora.training.loop import steps
 from sdlora.training.progress import Silent, Terminal
-from sdlora.training.run import Run, adamw, metadata, trainable
+from sdlora.training.run import Run, metadata
+from sdlora.training.trainable import trainable
 
 Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
 
@@ -45,11 +51,11 @@ def train(
     """
     config = config.settled()
     report = Terminal(config.steps) if progress else Silent()
-    found = planning.checked(config)
+    found = sources.gathered(config)
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None
-    components = components or loaded(config, report.say)
+    components = rescaled(components, config) if components else loaded(config, report.say)
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
@@ -62,23 +68,19 @@ def train(
 
 @contextmanager
 def underway(
-    config: TrainConfig, components: Components, found: list, report: Silent, imagine: prior.Imagine | None = None
+    config: TrainConfig, components: Components, found: sources.Found, report: Silent, imagine: prior.Imagine | None = None
 ) -> Iterator[Run]:
     """A run at step 0, its updates on `components`, everything encoded; afterwards the components are as they were.
 
-    `config` is settled and fitted, `found` the images that planning.checked gave.
+    `config` is settled and fitted, `found` what sources.gathered gave.
     """
     place = Layout(config.output)
     with placement.prepared(components, config), placement.deterministic(components.device):
-        cache = Cache(config.cache or place.cache)
-        sources = [Source("images", _encoded(found, components, config, cache, report), config.batch_size, 1.0)]
-        if config.prior.on:
-            report.say("drawing the base's own pictures")
-            own = prior.examples(place.prior, config.prior, components, config.seed, components.size, imagine)
-            sources.append(Source("prior", _encoded(own, components, config, cache, report), config.priors_per_batch, config.prior.weight))
-        identity = {"base model": components.hash, "images": fingerprint(found)}
+        cache = Cache(folder_of(config.cache))
+        encoded = sources.made(found, components, config, cache, place.prior, imagine, report.say)
+        identity = {"base model": components.hash, "images": fingerprint(found.examples)}
         try:
-            yield _run(config, components, sources, cache, identity)
+            yield _run(config, components, encoded, cache, identity)
         finally:
             apply.eject(components.modules)
 
@@ -87,7 +89,19 @@ def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Com
     """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for."""
     where = placement.device(config.device)
     dtype = hardware.dtype(placement.precision(config.precision, where))
-    return models.load(config.base, where, dtype, say=None if config.base in models.BUILT_IN else say, **config.reading)
+    said = None if config.base in models.BUILT_IN else say
+    return rescaled(models.load(config.base, where, dtype, say=said, **config.reading), config)
+
+
+def rescaled(components: Components, config: TrainConfig) -> Components:
+    """The base with a noise schedule that ends in pure noise, if the settings say so; it shares all networks with the one given."""
+    if not config.noise.zero_snr or components.alphas_bar[-1] == 0:
+        return components
+    if components.prediction == EPSILON:
+        raise SdloraError(
+            f"noise.zero_snr needs a base that predicts v, and {components.name} predicts ε, which of pure noise says nothing; leave it out"
+        )
+    return replace(components, alphas_bar=zero_terminal(components.alphas_bar))
 
 
 def unused(run: Run) -> list[nn.Module]:
@@ -109,29 +123,20 @@ def idle_parts(run: Run, gone: bool) -> Iterator[None]:
 
 def fitted(config: TrainConfig, components: Components) -> TrainConfig:
     """The settings that only the loaded base and its device can tell, spelled out; SdloraError if the base cannot serve."""
-    multiple = components.factor * 2 ** (len(components.unet.config.block_out_channels) - 1)
-    resolution = config.resolution or components.size
-    if resolution % multiple:
-        near = max(multiple, round(resolution / multiple) * multiple)
-        raise SdloraError(f"resolution is {resolution}; {components.name} needs a multiple of {multiple}, such as {near}")
+    sides = frames(config, sources.grid(components)).sides
+    resolution = sides[0] if len(sides) == 1 else sides
+    conditioning.check_clip_skip(components, config.clip_skip)
     precision = placement.precision(config.precision, components.device)
     return config.model_copy(update={"resolution": resolution, "precision": precision})
 
 
-def _encoded(found: list, components: Components, config: TrainConfig, cache: Cache, report: Silent) -> Encoded:
-    assert config.resolution is not None
-    report.say("encoding the images")
-    return encode(found, components, config.resolution, cache, config.flip)
-
-
-def _run(config: TrainConfig, components: Components, sources: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
-    captions = [caption for source in sources for caption in source.data.captions]
-    learns_text = planning.trains_text(config)
-    prompts = text.encoded(captions, components) if learns_text else text.cached(captions, components, cache)
+def _run(config: TrainConfig, components: Components, encoded: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
+    prompts = sources.prompts(encoded, components, config, cache, planning.trains_text(config))
     parameters, groups = trainable(components, config)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
-    return Run(config, components, sources, prompts, identity, parameters, adamw(groups, config), rates, scaler)
+    optimizer = optimizers.build(groups, config.optimizer.name, config.weight_decay, config.optimizer.arguments)
+    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler)
 
 
 def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:

@@ -13,12 +13,13 @@ from torch import Tensor
 from sdlora import apply, hardware
 from sdlora.benchmark import bases
 from sdlora.benchmark.training.config import CACHED, CONTROL, OURS, TrainingBenchmarkConfig
-from sdlora.data.encode import tensor_of
-from sdlora.data.folder import Example
+from sdlora.data import buckets, pictures
+from sdlora.data.encode import Planned
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import TrainConfig, draws, planning, session
+from sdlora.training import TrainConfig, session, sources
 from sdlora.training.batches import batches
+from sdlora.training.deal import dealt
 from sdlora.training.loop import steps
 from sdlora.training.progress import Silent
 from sdlora.training.run import Run
@@ -55,7 +56,7 @@ def ready(name: str, config: TrainingBenchmarkConfig) -> Iterator[Go]:
     with ExitStack() as block:
         folder = Path(block.enter_context(tempfile.TemporaryDirectory(prefix="sdlora-benchmark-")))
         fitted = session.fitted(settings(config, folder), components)
-        found = planning.checked(fitted)
+        found = sources.gathered(fitted)
         if name in (OURS, CONTROL):
             run = block.enter_context(session.underway(fitted, components, found, Silent()))
             block.enter_context(session.idle_parts(run, gone=True))
@@ -63,21 +64,22 @@ def ready(name: str, config: TrainingBenchmarkConfig) -> Iterator[Go]:
         else:
             with session.underway(fitted, components, found, Silent()) as run:  # its first weights and its batches, and then it goes
                 first = {layer.removeprefix("unet."): update.a for layer, update in apply.extract(components.modules).layers.items()}
-            yield reference(name, config, components, run, found, first)
+            how = buckets.frames(fitted, sources.grid(components))
+            plan = sources.planned(found.images, fitted, how, fitted.batch_size)
+            yield reference(name, config, components, run, plan, first)
 
 
 def reference(
-    name: str, config: TrainingBenchmarkConfig, components: Components, run: Run, found: Sequence[Example], first: dict[str, Tensor]
+    name: str, config: TrainingBenchmarkConfig, components: Components, run: Run, plan: Sequence[Planned], first: dict[str, Tensor]
 ) -> Go:
     if len(components.text_encoders) > 1:
         raise SdloraError(f"the plain loop is that of Stable Diffusion with one text encoder; {components.name} has two")
-    size, parts = run.config.resolution, {**components.modules, "vae": components.vae, "tokenizer": components.tokenizers[0]}
-    assert size is not None
+    parts = {**components.modules, "vae": components.vae, "tokenizer": components.tokenizers[0]}
     plain = script(config.plain).Plain(
         parts,
         components.alphas_bar,
-        lambda i: tensor_of(found[i].path, size),
-        [example.caption for example in found],
+        lambda i: pixels(plan[i]),
+        [planned.example.caption for planned in plan],
         config.rank,
         config.learning_rate,
         hardware.dtype(config.precision),
@@ -101,8 +103,13 @@ def reference(
 def rows(run: Run, step: int) -> list[int]:
     """Which pictures our batch `step` has."""
     (source,), config = run.sources, run.config
-    numbers = range(step * source.batch_size, (step + 1) * source.batch_size)
-    return [draws.pick(n, len(source.data), config.seed, f"order of {source.name}") for n in numbers]
+    return [card.row for card in dealt(source.deck, step, source.batch_size, config.seed, f"order of {source.name}")]
+
+
+def pixels(planned: Planned) -> Tensor:
+    """(3, h, w) in [-1, 1]: the picture as it is framed."""
+    crop = planned.crops[0]
+    return pictures.to_tensor(pictures.cut(pictures.read(planned.example.path), crop.box, crop.size))
 
 
 def script(path: Path) -> Any:

@@ -1,0 +1,119 @@
+"""The optimizers, one row of a table each: what they need, which arguments they take, how they are built from parameter groups."""
+
+import contextlib
+import importlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlora.errors import SdloraError
+
+Groups = list[dict[str, Any]]
+Build = Callable[[Groups, dict[str, Any]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Kind:
+    build: Build
+    arguments: tuple[str, ...]  # of the table [optimizer]
+    module: str = "torch"  # what has to be importable
+    package: str = ""  # what pip calls it
+    finds_rate: bool = False  # estimates the learning rate itself: 1 is its natural setting, and all layers have the same
+    averages: bool = False  # keeps an average of the weights, which is the result, and needs no schedule
+    rate: float = 1.0  # the default learning rate, in units of AdamW's; of those that find it, the rate itself
+
+
+def _adamw(groups: Groups, given: dict[str, Any]) -> torch.optim.Optimizer:
+    """Fused: on 112 small matrices the plain loop of PyTorch's AdamW costs more than its arithmetic."""
+    return torch.optim.AdamW(groups, fused=groups[0]["params"][0].device.type in ("cpu", "cuda"), **given)
+
+
+def _adamw8bit(groups: Groups, given: dict[str, Any]) -> torch.optim.Optimizer:
+    return _class("bitsandbytes.optim", "AdamW8bit")(groups, **given)
+
+
+def _lion(groups: Groups, given: dict[str, Any]) -> torch.optim.Optimizer:
+    return _class("lion_pytorch", "Lion")(groups, **given)
+
+
+def _adafactor(groups: Groups, given: dict[str, Any]) -> torch.optim.Optimizer:
+    """With the rate and the schedule of the settings, not with its own."""
+    return _class("transformers.optimization", "Adafactor")(groups, **{"relative_step": False, "scale_parameter": False} | given)
+
+
+def _prodigy(groups: Groups, given: dict[str, Any]) -> torch.optim.Optimizer:
+    return _class("prodigyopt", "Prodigy")(groups, **{"decouple": True, "safeguard_warmup": True} | given)
+
+
+def _dadaptation(groups: Groups, given: dict[str, Any]) -> torch.optim.Optimizer:
+    return _class("dadaptation", "DAdaptAdam")(groups, **{"decouple": True} | given)
+
+
+def _schedulefree(groups: Groups, given: dict[str, Any]) -> torch.optim.Optimizer:
+    optimizer = _class("schedulefree", "AdamWScheduleFree")(groups, **given)
+    optimizer.train()
+    return optimizer
+
+
+ADAM = "betas", "eps"
+ESTIMATES = "d0", "growth_rate", "use_bias_correction"
+KINDS: Mapping[str, Kind] = {
+    # Loshchilov & Hutter 2019, arXiv:1711.05101
+    "adamw": Kind(_adamw, (*ADAM, "amsgrad")),
+    # Dettmers et al. 2022, arXiv:2110.02861: its state in 8 bits where a matrix has at least 4096 numbers
+    "adamw8bit": Kind(_adamw8bit, ADAM, "bitsandbytes", "bitsandbytes"),
+    # Chen et al. 2023, arXiv:2302.06675, sec. 5: a rate 3 to 10 times smaller than AdamW's
+    "lion": Kind(_lion, ("betas",), "lion_pytorch", "lion-pytorch", rate=0.2),
+    # Shazeer & Stern 2018, arXiv:1804.04235
+    "adafactor": Kind(_adafactor, ("eps", "beta1", "clip_threshold", "decay_rate", "scale_parameter"), "transformers", "transformers"),
+    # Mishchenko & Defazio 2023, arXiv:2306.06101
+    "prodigy": Kind(_prodigy, (*ADAM, *ESTIMATES, "beta3", "d_coef", "safeguard_warmup"), "prodigyopt", "prodigyopt", finds_rate=True),
+    # Defazio & Mishchenko 2023, arXiv:2301.07733
+    "dadaptation": Kind(_dadaptation, (*ADAM, *ESTIMATES), "dadaptation", "dadaptation", finds_rate=True),
+    # Defazio et al. 2024, arXiv:2405.15682
+    "schedulefree": Kind(_schedulefree, (*ADAM, "r", "weight_lr_power"), "schedulefree", "schedulefree", averages=True),
+}
+
+
+def installed(name: str) -> bool:
+    return find_spec(KINDS[name].module) is not None
+
+
+def missing(name: str) -> str:
+    """What to do about an optimizer that is not installed."""
+    return f"optimizer.name is {name!r}, which needs a package that is not installed: pip install {KINDS[name].package}"
+
+
+def build(
+    groups: Groups, name: str = "adamw", weight_decay: float = 0.01, arguments: Mapping[str, Any] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer `name` over `groups`, each {"params": …, "lr": …}. Weight decay is decoupled, W ← W − lr·λ·W, in all of them.
+
+    SdloraError if its package is not installed.
+    """
+    if not installed(name):
+        raise SdloraError(missing(name))
+    with contextlib.redirect_stdout(io.StringIO()):  # some tell on stdout what they were asked for
+        return KINDS[name].build(groups, {"weight_decay": weight_decay, **(arguments or {})})
+
+
+def averaged(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    """What an optimizer that averages has for a result, in the order of `parameters`; None for all others.
+
+    Schedule-free AdamW trains y = (1 − β₁) z + β₁ x and its result is x. Its own eval() and train() move y to x and back, which
+    rounds, so that saving would change the run; this leaves the run as it is.
+    """
+    if not hasattr(optimizer, "eval") or not any("z" in state for state in optimizer.state.values()):
+        return None
+    beta1 = {id(p): group["betas"][0] for group in optimizer.param_groups for p in group["params"]}
+    with torch.no_grad():
+        return [torch.lerp(p.detach(), optimizer.state[p]["z"], 1 - 1 / beta1[id(p)]) for p in parameters]
+
+
+def _class(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
