@@ -482,6 +482,11 @@ def test_the_reference_refuses_what_it_cannot_draw_before_anything_is_loaded(tmp
         benchmark.run(config.load(BenchmarkConfig, None, changes))
 
 
+def test_a_single_step_which_diffusers_begins_elsewhere_is_refused_for_the_reference(tmp_path):
+    with pytest.raises(SdloraError, match="needs steps = 2 or more"):
+        benchmark.run(BenchmarkConfig(base="/nowhere", steps=1, conditions=("diffusers",), output=tmp_path))
+
+
 def test_a_margin_of_its_own_and_a_goal_change_verdict_and_outcome(settings):
     base = [1.0 + 0.01 * i for i in range(12)]
     slower = [t * (1.03 + 0.001 * (i % 3)) for i, t in enumerate(base)]

@@ -164,7 +164,7 @@ def published(result: Result, analysis: Analysis) -> str:
         by_name = {n: [s.seconds for s in result.samples if (s.condition, s.prompt) == (n, prompt)] for n in names}
         if all(by_name.values()):
             lines.append((prompt, str(len(by_name[BASE])), *(span(median(times)) for times in by_name.values())))
-    words = {BASE: "without LoRA", "stacked": "with LoRA (stacked)"}
+    words = {BASE: "without LoRA", CONTROL: "without, again", "stacked": "with LoRA (stacked)", "fused": "with LoRA (fused)"}
     return table(("prompt", "runs", *(words.get(name, name) for name in names)), lines)
 
 
