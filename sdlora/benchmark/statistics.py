@@ -126,8 +126,8 @@ def equivalence_p(d: np.ndarray, margin: float) -> float:
 def bootstrap_equivalence_p(d: np.ndarray, margin: float, resamples: int, rng: np.random.Generator) -> float:
     """The same two tests with the studentised bootstrap in place of Student's distribution; 0 for fewer than FEWEST blocks.
 
-    Of noise with a long tail of slow samples Student's test claims too much at the margin: with ten blocks of exponential noise
-    in 13 of 100 cases instead of 5, both together in 8. Either alone may fail, so that both have to agree.
+    Of noise with a long tail of slow samples Student's test claims too much at the margin: with twelve blocks of exponential
+    noise in 14 of 100 cases instead of 5, both together in 9. Either alone may fail, so that both have to agree.
     """
     error = d.std(ddof=1) / math.sqrt(len(d))
     if len(d) < FEWEST or error == 0:
