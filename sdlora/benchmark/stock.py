@@ -91,6 +91,10 @@ class Stock:
 
 def check(request: Request) -> None:
     """SdloraError for a picture that the reference cannot draw as ours: it has Euler on its own schedule, and nothing else."""
+    if request.steps < 2:
+        raise SdloraError(
+            "with a single step diffusers' Euler begins at the schedule's other end, so that the reference needs steps = 2 or more"
+        )
     plain = Request(**{name: getattr(request, name) for name in KNOWN})
     ours = {name: value for name, value in vars(request).items() if name in Request.__dataclass_fields__ and value != getattr(plain, name)}
     if ours:
