@@ -139,6 +139,14 @@ def test_what_is_drawn_depends_on_the_step_alone(variant, settings, running, tmp
     assert not equal(numbers(plain), expected), "the settings do something"
 
 
+def test_a_rate_that_is_found_is_told(settings, running, quadratic):
+    pytest.importorskip("prodigyopt")
+    run = running(settings(**FEW, optimizer={"name": "prodigy", "d0": 1e-4}))
+    told = [step.learning_rate for step in loop.steps(run)]
+    group = run.optimizer.param_groups[0]
+    assert told[-1] == pytest.approx(group["lr"] * group["d"]) and group["d"] > 1e-4, "it has grown"
+
+
 def test_schedule_free_saves_its_average_and_saving_changes_nothing(settings, running, quadratic):
     pytest.importorskip("schedulefree")
     run = running(settings(**FEW, optimizer={"name": "schedulefree"}))
