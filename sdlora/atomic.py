@@ -1,5 +1,6 @@
 """Files appear whole or not at all: written beside their place under a temporary name, then moved there."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdlora.errors import SdloraError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -23,7 +26,7 @@ def writable_folder(path: str | Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it on success and removed on failure.
+    """A temporary path beside `path`, moved onto it on success and removed on failure. SdloraError for a disk that takes no more.
 
     The temporary name ends like `path` does, for writers that look at the suffix.
     """
@@ -38,6 +41,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        found = f"cannot write {target}: {error.strerror}"
+        raise SdloraError(f"{found}; nothing of it is left behind, and earlier files are whole; make room, or write elsewhere") from error
     finally:
         temporary.unlink(missing_ok=True)
 

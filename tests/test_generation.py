@@ -167,10 +167,25 @@ def test_a_picture_of_nan_is_an_error_and_takes_the_adapters_off(components, pla
     assert difference(pixels(components, REQUESTS[:1]), plain[:1]) == 0
 
 
-@pytest.mark.parametrize(("width", "height", "word"), [(63, 64, "width 63"), (64, 72, "height 72")])
-def test_a_size_that_the_model_cannot_halve_is_refused_before_drawing(components, width: int, height: int, word: str):
-    with pytest.raises(SdloraError, match=f"{word} .* multiple of 16"):
+def test_one_picture_of_nan_takes_none_of_the_others_along(components, plain):
+    """Its guidance is beyond what fp32 holds; the others of its batch are given first, then the error, which names picture and step."""
+    wanted = [REQUESTS[0], Request("a dog", seed=4, steps=STEPS, guidance=1e38), REQUESTS[2]]
+    found = []
+    with pytest.raises(SdloraError, match=f"'a dog' with seed 4 turned into NaN at step [1-{STEPS}] of {STEPS}"):
+        for picture in generate(components, wanted, batch=3):
+            found.append(np.asarray(picture.image).astype(int))
+    assert difference(found, [plain[0], plain[2]]) <= 1
+
+
+@pytest.mark.parametrize(("width", "height", "word"), [(63, 64, "width 63"), (64, 74, "height 74")])
+def test_a_size_that_the_vae_cannot_draw_is_refused_before_drawing(components, width: int, height: int, word: str):
+    with pytest.raises(SdloraError, match=f"{word} .* multiple of 4"):
         generate(components, [Request("a cat", width=width, height=height)])
+
+
+def test_a_size_that_no_memory_holds_is_one_line_before_drawing(components):
+    with pytest.raises(SdloraError, match=r"400000 × 400000 pixels takes at least [\d,.]+ GiB to decode, and [\d,.]+ GiB are free on cpu"):
+        generate(components, [Request("a cat", width=400_000, height=400_000)])
 
 
 WRONG = [{"steps": 0}, {"seed": -1}, {"guidance": -1.0}, {"guidance": float("nan")}, {"width": 0}]

@@ -111,6 +111,28 @@ def test_the_sampler_its_settings_and_the_source_of_noise_are_carried_too(run, t
     assert "eta" not in second
 
 
+def test_a_picture_from_a_picture_carries_what_it_was_made_from(run, tmp_path: Path):
+    Image.new("RGB", (96, 64), "orange").save(tmp_path / "photo.png")
+    Image.new("L", (96, 64), 255).save(tmp_path / "mask.png")
+    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    run("a cat", "--init", photo, "--denoise", "0.6", "--mask", mask, "--masked-content", "noise", "--output", tmp_path / "out")
+    found = read_settings(tmp_path / "out" / "0001-seed1.png")
+    assert found["init"] == {"file": "photo.png", "sha256": hashlib.sha256(photo.read_bytes()).hexdigest()}
+    assert found["mask"] == {"file": "mask.png", "sha256": hashlib.sha256(mask.read_bytes()).hexdigest()}
+    told = {"denoise": 0.6, "resize": "crop", "mask_blur": 2.0, "masked_content": "noise", "width": 96, "height": 64}
+    assert {name: found[name] for name in told} == told
+
+
+def test_a_hires_picture_and_variations_carry_their_settings(run, tmp_path: Path):
+    arguments = ["--hires", "1.5", "--hires-steps", "1", "--hires-upscaler", "latent-nearest", "--sampler", "Euler a", "--ensd", "31337"]
+    run("a cat", *arguments, "--variation-seed", "8", "--variation-strength", "0.25", "--output", tmp_path)
+    first = read_settings(tmp_path / "0001-seed1.png")
+    told = {"hires": 1.5, "hires_denoise": 0.7, "hires_steps": 1, "hires_upscaler": "Latent (nearest)", "ensd": 31337}
+    assert {name: first[name] for name in told} == told
+    assert (first["width"], first["variation_seed"], first["variation_strength"]) == (64, 8, 0.25)
+    assert Image.open(tmp_path / "0001-seed1.png").size == (96, 96)
+
+
 def test_strength_zero_draws_the_bases_pixels_and_another_strength_does_not(run, style: Path, tmp_path: Path):
     for eta in ("0", "1"):
         run("a cat", "--adapter", f"{style}={eta}", "--output", tmp_path)
@@ -164,12 +186,16 @@ def test_a_malformed_strength_is_one_line(tmp_path: Path, text: str):
         (["--apply", "fuse"], "fuse.*fused"),
         (["--device", "gpu"], "gpu.*cpu"),
         (["--precision", "fp8"], "fp8.*fp"),
-        (["--width", "65"], "width 65.*multiple of 16"),
+        (["--width", "65"], "width 65.*multiple of 4"),
         (["--steps", "0"], "steps is 0"),
         (["--sampler", "DPM++ 2N"], r"unknown sampler 'DPM\+\+ 2N'; did you mean DPM\+\+ 2M"),
         (["--schedule", "karas"], "karas.*karras"),
         (["--eta", "1"], "eta has no effect with the sampler Euler"),
         (["--noise", "gqu"], "gqu.*gpu"),
+        (["--denoise", "0.5"], "denoise has no effect without init"),
+        (["--init", "nowhere.png"], "there is no picture nowhere.png"),
+        (["--hires", "2", "--hires-upscaler", "latnet"], "unknown upscaler 'latnet'; did you mean latent"),
+        (["--hires", "0.5"], "hires is 0.5"),
         (["--sampler", "LCM", "--steps", "60"], "steps is 60; the schedule lcm"),
     ],
 )

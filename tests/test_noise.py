@@ -120,3 +120,35 @@ def test_sources_have_a1111s_names(text: str, name: str):
 def test_an_unknown_source_is_one_line():
     with pytest.raises(SdloraError, match="unknown source of noise 'cdua'; did you mean cuda"):
         noise.source_name("cdua")
+
+
+def draws(count: int, *args, **settings) -> list[torch.Tensor]:
+    stream = noise.stream(*args, **settings)
+    return [next(stream) for _ in range(count)]
+
+
+@pytest.mark.parametrize("source", noise.SOURCES)
+def test_a_variation_mixes_the_first_draw_alone_along_a_great_circle(source: str):
+    """The formula of AUTOMATIC1111's modules/rng.py, column by column in fp64."""
+    one, other = (draws(2, seed, SHAPE, source) for seed in (5, 6))
+    for strength in (0.1, 0.5, 1.0):
+        first, second = draws(2, 5, SHAPE, source, variation=(6, strength))
+        for c in range(4):
+            for column in range(8):
+                a, b = (x[0][c, :, column].double().numpy() for x in (one, other))
+                angle = np.arccos(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+                expected = (np.sin((1 - strength) * angle) * a + np.sin(strength * angle) * b) / np.sin(angle)
+                np.testing.assert_allclose(first[c, :, column], expected, rtol=0, atol=2e-5)
+        assert torch.equal(second, one[1])
+    torch.testing.assert_close(draws(1, 5, SHAPE, source, variation=(6, 1.0))[0], other[0], rtol=0, atol=1e-5)
+
+
+def test_a_variation_by_the_own_seed_or_upon_a_single_row_of_latents_stays_a_number():
+    assert torch.equal(draws(1, 5, SHAPE, variation=(5, 0.4))[0], draws(1, 5, SHAPE)[0])
+    assert torch.isfinite(draws(1, 5, (4, 1, 8), variation=(6, 0.4))[0]).all()
+
+
+@pytest.mark.parametrize("source", noise.SOURCES)
+def test_with_ensd_all_draws_but_the_first_are_those_of_another_seed_from_its_beginning(source: str):
+    own, far = draws(1, 5, SHAPE, source), draws(2, 5 + 31337, SHAPE, source)
+    assert all(torch.equal(a, b) for a, b in zip(draws(3, 5, SHAPE, source, ensd=31337), [*own, *far], strict=True))

@@ -18,9 +18,10 @@ from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
 from sdlora.families import FAMILIES
 from sdlora.generation import Request, noise
+from sdlora.generation.passes import size
 from sdlora.models import Components
 
-KNOWN = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")  # what a reference picture can be asked for
+KNOWN = ("prompt", "negative", "seed", "steps", "guidance", "width", "height", "floor")  # what a reference picture can be asked for
 
 
 class Stock:
@@ -72,8 +73,8 @@ class Stock:
     def draw(self, wanted: Sequence[Request]) -> list[Image.Image]:
         """The pictures of `wanted` in one batch, from the same noise as ours."""
         first, pipeline, factor = wanted[0], self.pipeline, self.components.factor
-        height, width = first.height or self.components.size, first.width or self.components.size
-        streams = noise.streams([request.seed for request in wanted], (pipeline.unet.config.in_channels, height // factor, width // factor))
+        height, width = size(self.components, first)
+        shape = (pipeline.unet.config.in_channels, height // factor, width // factor)
         negative: list[str] | None = [request.negative for request in wanted]
         if self.components.zeros_for_empty and not any(negative or ()):
             negative = None  # SDXL's pipeline tells the U-Net zeros only if there is no negative prompt at all
@@ -84,12 +85,16 @@ class Stock:
             guidance_scale=first.guidance,
             height=height,
             width=width,
-            latents=noise.drawn(streams).to(pipeline.unet.device, pipeline.unet.dtype),
+            latents=noise.drawn(noise.streams([request.seed for request in wanted], shape)).to(pipeline.unet.device, pipeline.unet.dtype),
         ).images
 
 
 def check(request: Request) -> None:
     """SdloraError for a picture that the reference cannot draw as ours: it has Euler on its own schedule, and nothing else."""
+    if request.steps < 2:
+        raise SdloraError(
+            "with a single step diffusers' Euler begins at the schedule's other end, so that the reference needs steps = 2 or more"
+        )
     plain = Request(**{name: getattr(request, name) for name in KNOWN})
     ours = {name: value for name, value in vars(request).items() if name in Request.__dataclass_fields__ and value != getattr(plain, name)}
     if ours:

@@ -130,7 +130,8 @@ def sampler(config: "TrainConfig", components: "Components", prompts: list[str])
     from sdlora.training.layout import Layout
 
     place = Layout(config.output)
-    wanted = [Request(text, seed=config.samples.seed, steps=config.samples.steps, guidance=config.samples.guidance) for text in prompts]
+    how: dict[str, Any] = {name: getattr(config.samples, name) for name in ("seed", "steps", "guidance")} | {"clip_skip": config.clip_skip}
+    wanted = [Request(text, **how) for text in prompts]
 
     def draw(path: Path, step: int) -> None:
         if not gallery.complete(place, 0, len(prompts)):

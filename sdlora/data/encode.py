@@ -255,9 +255,3 @@ def absent(components: Components, cache: Cache, clip_skip: int = 1) -> Conditio
 def sizes_of(path: Path, size: int) -> Sizes:
     """Of a picture whose shorter side is brought to `size` pixels and whose longer one is cut to it, evenly."""
     return framed(pictures.extent(path), Frames((size,)), size).sizes()
-
-
-def tensor_of(path: Path, size: int) -> Tensor:
-    """(3, size, size) in [−1, 1] of the same square."""
-    crop = framed(pictures.extent(path), Frames((size,)), size)
-    return pictures.to_tensor(pictures.cut(pictures.read(path), crop.box, crop.size))

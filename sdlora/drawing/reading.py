@@ -13,6 +13,7 @@ from sdlora import config
 from sdlora.config import NAME_OR_FOLDER, Settings
 from sdlora.drawing.settings import PICTURE, Drawing, scope
 from sdlora.errors import SdloraError
+from sdlora.generation.sources import ALPHA
 
 NONE = "none"  # as the adapter: without any
 HIDDEN = {"named"}
@@ -58,8 +59,8 @@ def merged(*layers: Mapping[str, Any]) -> Drawing:
 def _placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The paths among the settings, seen from `folder`; "style.safetensors=0.8" is one too."""
     result: dict[str, Any] = {}
-    for name in ("output", "vae", "prompts"):
-        if isinstance(data.get(name), str):
+    for name in ("output", "vae", "prompts", "init", "mask"):
+        if isinstance(data.get(name), str) and (name, data[name]) != ("mask", ALPHA):
             result[name] = _at(folder, data[name])
     for name in ("adapter", "adapters"):
         if isinstance(value := data.get(name), Sequence):

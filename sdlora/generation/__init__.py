@@ -7,6 +7,7 @@ for picture in draw("a robot, flat emoji", {"style.safetensors": 0.8}, seeds=ran
 
 from sdlora.generation.adapters import AUTO
 from sdlora.generation.generate import Picture, generate
+from sdlora.generation.passes import steps
 from sdlora.generation.request import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.generation.sampler import State
 from sdlora.generation.samplers import SAMPLERS
@@ -28,4 +29,5 @@ __all__ = [
     "parse_adapter",
     "parse_pair",
     "parse_seeds",
+    "steps",
 ]

@@ -17,6 +17,8 @@ from sdlora.models import Components
 from sdlora.prompts import Entry, Memory, current, encode, schedule
 from sdlora.prompts.encode import check as check_encoder
 
+Span = tuple[int, int]  # a pass's steps, and the steps of the pass before it or 0: what [a:b:when] counts in
+
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
@@ -70,20 +72,20 @@ class Texts:
     memories: dict[Any, Memory] = field(default_factory=dict)
     known: dict[Any, Timed] = field(default_factory=dict)
 
-    def timed(self, text: str, request: Request, state: TextState) -> Timed:
+    def timed(self, text: str, request: Request, state: TextState, span: Span) -> Timed:
         """`state` is entered where there is something to encode."""
-        key = (state.key, text, request.steps, request.clip_skip, request.emphasis)
+        key = (state.key, text, span, request.clip_skip, request.emphasis)
         if key not in self.known:
             state.enter()
-            entries = schedule(text, request.steps)
+            entries = schedule(text, *span)
             encoded = self._encoded([entry.text for entry in entries], request, state.key)
             self.known[key] = Timed(entries, [encoded[i : i + 1].to(self.device, self.components.dtype) for i in range(len(entries))])
         return self.known[key]
 
-    def negative(self, request: Request, state: TextState) -> Timed:
+    def negative(self, request: Request, state: TextState, span: Span) -> Timed:
         """An empty one is the absence of a prompt: for SDXL zeros, as it was trained, and as diffusers takes None."""
         if request.negative or not self.components.zeros_for_empty:
-            return self.timed(request.negative, request, state)
+            return self.timed(request.negative, request, state, span)
         if None not in self.known:
             absent = encode_absent(self.components).to(self.device, self.components.dtype)
             self.known[None] = Timed(schedule("", 1), [absent])
@@ -111,19 +113,19 @@ def check(components: Components, request: Request) -> None:
 
 
 def conditions(
-    requests: Sequence[Request], texts: Texts, states: Sequence[TextState], step: int, face: Callable[[Sequence[int]], None]
+    requests: Sequence[Request], texts: Texts, states: Sequence[TextState], step: int, span: Span, face: Callable[[Sequence[int]], None]
 ) -> Conditions:
-    """At `step`, counted from 0, with the text encoders in one state per request. All requests are guided, or none is."""
+    """At `step` of a pass, counted from 0, with the text encoders in one state per request. All requests are guided, or none is."""
     rows: list[Conditioning] = []
     owners: list[int] = []
     weights: list[float] = []
     for i, (request, state) in enumerate(zip(requests, states, strict=True)):
         parts = request.parts
-        rows += levelled([texts.timed(part.text, request, state).at(step) for part in parts])
+        rows += levelled([texts.timed(part.text, request, state, span).at(step) for part in parts])
         owners += [i] * len(parts)
         weights += [part.weight for part in parts]
     guided = [(request, state) for request, state in zip(requests, states, strict=True) if request.guided]
-    return Conditions(rows, owners, weights, [texts.negative(request, state).at(step) for request, state in guided], face)
+    return Conditions(rows, owners, weights, [texts.negative(request, state, span).at(step) for request, state in guided], face)
 
 
 def levelled(rows: Sequence[Conditioning]) -> list[Conditioning]:

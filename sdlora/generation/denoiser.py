@@ -51,6 +51,15 @@ def clean(prediction: str, x: Tensor, output: Tensor, sigma: float) -> Tensor:
     return x - sigma * output
 
 
+def keeping(denoise: Denoise, redrawn: Tensor, original: Tensor) -> Denoise:
+    """D that knows x₀ already where `redrawn` (n, 1, h, w) is false: there it is `original` (n, 4, h, w).
+
+    From original + σ n every sampler then stays upon the noised original there, and ends on `original`. It is what AUTOMATIC1111
+    does (modules/sd_samplers_cfg_denoiser.py), and with a step of Euler what RePaint does without its repeats (arXiv:2201.09865).
+    """
+    return lambda x, sigma, t: torch.where(redrawn, denoise(x, sigma, t), original)
+
+
 @contextmanager
 def one_timestep(unet: Any) -> Iterator[None]:
     """Inside, the U-Net embeds the timestep once for the whole batch and broadcasts it, since all rows share it.

@@ -1,6 +1,8 @@
 """The noise of a batch: fp32, and each picture from generators of its own, so that it does not depend on device, precision or batch.
 
 The first draw of a picture's stream is what it starts from; an ancestral sampler goes on with the same stream, as AUTOMATIC1111 does.
+A variation seed mixes another first draw into it, and ENSD ("eta noise seed delta") starts the later draws anew from another seed:
+both as in AUTOMATIC1111's modules/rng.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +35,36 @@ def source_name(text: str) -> str:
     return name
 
 
+def stream(seed: int, shape: Shape, source: str = "cpu", variation: tuple[int, float] | None = None, ensd: int = 0) -> Iterator[Tensor]:
+    """The draws of one picture.  variation: another seed, and how much of its first draw takes the place of this one's, 0 to 1."""
+    draws = SOURCES[source](seed, shape)
+    first = next(draws)
+    if variation is not None:
+        other, strength = variation
+        first = slerp(strength, first, next(SOURCES[source](other, shape)))
+    yield first
+    yield from SOURCES[source](seed + ensd, shape) if ensd else draws
+
+
+def slerp(strength: float, one: Tensor, other: Tensor) -> Tensor:
+    """From `one` (4, h, w) at 0 to `other` at 1 along great circles, for each channel's columns by themselves, as AUTOMATIC1111 does.
+
+    There the axis of the batch is missing that the formula was written for, so that it acts on columns of h numbers. A picture whose
+    seeds are the same stays as it is.
+    """
+    unit, target = (x / x.norm(dim=1, keepdim=True) for x in (one, other))
+    cosine = (unit * target).sum(1, keepdim=True)
+    if cosine.mean() > 0.9995:
+        return one
+    angle = cosine.clamp(-1, 1).acos()  # of a single row it is 0 or π, where no circle is defined
+    near, far = ((share * angle).sin() / angle.sin() for share in (1 - strength, strength))
+    mixed = near * one + far * other
+    return torch.where(angle.sin().abs() > 1e-6, mixed, torch.lerp(one, other, strength))
+
+
 def streams(seeds: Sequence[int], shape: Shape, source: str = "cpu") -> list[Iterator[Tensor]]:
     """One endless stream of standard normal draws per picture: a pure function of its seed."""
-    return [SOURCES[source](seed, shape) for seed in seeds]
+    return [stream(seed, shape, source) for seed in seeds]
 
 
 def drawn(streams: Sequence[Iterator[Tensor]]) -> Tensor:

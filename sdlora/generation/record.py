@@ -14,8 +14,11 @@ from typing import Any
 
 from sdlora import __version__, images
 from sdlora.families import FAMILIES
-from sdlora.generation.generate import Picture, size, sizes
+from sdlora.generation.batch import sizes
+from sdlora.generation.facts import facts
+from sdlora.generation.generate import Picture
 from sdlora.generation.noise import source_name
+from sdlora.generation.passes import size
 from sdlora.generation.request import Request
 from sdlora.models import Components
 from sdlora.sheet import contact_sheet
@@ -62,6 +65,7 @@ def settings(components: Components, request: Request, apply: str = "stacked") -
         "width": width,
         "height": height,
         **xl,
+        **facts(components, request),
         "base": _base(components),
         "adapters": [*(_adapter(path, strength(eta)) for path, eta in request.adapters), *_tagged(request)],
         "apply": apply,

@@ -1,13 +1,17 @@
 """What is wanted: one Request per picture, and the grammar of `--seed` and `--adapter`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from sdlora import files
 from sdlora.errors import SdloraError, nearest
+from sdlora.generation import demands
 from sdlora.generation.noise import source_name
 from sdlora.generation.samplers import OPTIONS, Method, method
+from sdlora.generation.sources import Source
+from sdlora.generation.upscale import Upscaler, upscaler
 from sdlora.prompts import EMPHASES, Part, extract, parts
 from sdlora.prompts.tags import Tag, refuse
 from sdlora.strength import Strength, parse, strength
@@ -45,6 +49,23 @@ class Request:
     original: Pair | None = None  # SDXL: (height, width) in pixels of the picture it should look like; None is the picture's own
     crop: Pair = (0, 0)  # SDXL: (top, left) in pixels, what it should look cropped by
     target: Pair | None = None  # SDXL: (height, width); None is the picture's own
+    floor: bool = False  # width and height are rounded down to what the VAE can draw, as AUTOMATIC1111 does; else other ones are refused
+    variation_seed: int | None = None  # its first noise is mixed into the seed's
+    variation_strength: float | None = None  # 0 is the seed's noise alone, 1 the variation seed's
+    ensd: int = 0  # "eta noise seed delta": what a sampler draws on the way comes from seed + ensd
+    init: Source | None = field(default=None, hash=False)  # img2img: a picture to start from, a file or a PIL picture
+    denoise: float | None = None  # which share of the noise levels the init picture goes through, 0 to 1; None is 0.75
+    exact_steps: bool = False  # `steps` are drawn; else the share `denoise` of them
+    resize: str = "crop"  # of an init picture of another size: crop, fit or stretch
+    background: str = "white"  # what is seen where the init picture is transparent
+    mask: Source | None = field(default=None, hash=False)  # inpainting: white is redrawn; "alpha": what is transparent in `init`
+    mask_blur: float | None = None  # σ in pixels of the mask's file; None is half a latent: 4 for Stable Diffusion, 2 for emoji
+    masked_content: str = "original"  # what the masked part starts from: original, noise or nothing
+    only_masked: int | None = None  # the mask's surroundings of so many pixels are drawn at full size by themselves; None: all of it
+    hires: float | None = None  # the picture is drawn, enlarged by this factor, and drawn over
+    hires_denoise: float | None = None  # of the second pass, as `denoise`; None is 0.7
+    hires_steps: int | None = None  # of the second pass, all of them drawn; None is `steps`
+    hires_upscaler: str = "Latent"  # a key of UPSCALERS
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LAST_SEED:
@@ -65,9 +86,36 @@ class Request:
         if self.emphasis not in EMPHASES:
             raise SdloraError(f"unknown emphasis {self.emphasis!r}{nearest(self.emphasis, EMPHASES)}")
         source_name(self.noise)
+        demands.check(self)
+        self._check_noise()
         method(self.sampler, self.schedule, self._options)
         extract(self.prompt)  # a malformed tag is said here, before anything is loaded
         refuse(self.negative)
+
+    def _check_noise(self) -> None:
+        if self.variation_seed is not None and not 0 <= self.variation_seed <= LAST_SEED:
+            raise SdloraError(f"variation_seed is {self.variation_seed}; it has to be from 0 to {LAST_SEED}")
+        if not 0 <= self.seed + self.ensd <= LAST_SEED:
+            raise SdloraError(f"seed {self.seed} with ensd {self.ensd} is {self.seed + self.ensd}; it has to be from 0 to {LAST_SEED}")
+        if self.ensd and not self.method.draws:
+            raise SdloraError(f"ensd has no effect with the sampler {self.method}, which draws no noise of that kind; leave ensd out")
+
+    @property
+    def denoising(self) -> float:
+        return 0.75 if self.denoise is None else self.denoise
+
+    @property
+    def hires_denoising(self) -> float:
+        return 0.7 if self.hires_denoise is None else self.hires_denoise
+
+    @property
+    def variation(self) -> tuple[int, float] | None:
+        """The variation seed and its strength, where it has any."""
+        return (self.variation_seed, self.variation_strength) if self.variation_seed is not None and self.variation_strength else None
+
+    @cached_property
+    def upscaler(self) -> Upscaler:
+        return upscaler(self.hires_upscaler)
 
     @cached_property
     def method(self) -> Method:
@@ -120,15 +168,16 @@ def parse_pair(text: str, option: str) -> Pair:
 def parse_adapter(text: str) -> tuple[Path, Strength]:
     """ "style.safetensors=0.8" -> its path and strength, in the grammar of sdlora/strength.py; without "=…" the strength is 1.
 
-    SdloraError if there is no such file. A file may have an = in its name: the longest name that exists is meant.
+    A folder that PEFT or diffusers saved stands for the adapter's file in it. SdloraError if there is no such file. A file may have
+    an = in its name: the longest name that exists is meant.
     """
     cuts = [len(text), *(i for i in range(len(text) - 1, 0, -1) if text[i] == "=")]
-    cut = next((i for i in cuts if Path(text[:i]).is_file()), None)
+    cut = next((i for i in cuts if Path(text[:i]).exists()), None)
     if cut is None:
         name = text.partition("=")[0]
         raise SdloraError(f"--adapter {text!r}: there is no file {name!r}; check the path")
     try:
-        return Path(text[:cut]), parse(text[cut + 1 :]) if cut < len(text) else strength(1)
+        return files.located(text[:cut]), parse(text[cut + 1 :]) if cut < len(text) else strength(1)
     except SdloraError as error:
         raise SdloraError(f"--adapter {text!r}: {error}") from error
 

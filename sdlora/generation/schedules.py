@@ -29,6 +29,10 @@ class Schedule:
         t = self._own.get(sigma)
         return timestep_of(sigma, self._levels) if t is None else t
 
+    def behind(self, skipped: int) -> "Schedule":
+        """Without its first levels."""
+        return Schedule(self.timesteps[skipped:], self.sigmas[skipped:], self.levels)
+
     @cached_property
     def _own(self) -> dict[float, float]:
         return dict(zip(self.sigmas.tolist(), self.timesteps.tolist(), strict=False))

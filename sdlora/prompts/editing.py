@@ -28,9 +28,9 @@ class Edit:
     after: Nodes
     when: str  # as written: "5" is a step, "0.5" a fraction
 
-    def step(self, steps: int) -> int:
-        """The last step, of 1 … steps, at which the text is `before`; below 1 where it never is."""
-        value = float(self.when) * (steps if "." in self.when else 1)
+    def step(self, steps: int, past: int) -> int:
+        """The last step, of 1 … steps, at which the text is `before`; below 1 where it never is.  past: see `schedule`."""
+        value = (float(self.when) - (past > 0)) * steps if "." in self.when else float(self.when) - past
         return int(max(-1.0, min(float(steps), value)))
 
 
@@ -48,16 +48,18 @@ class _Bracket:
     separators: list[str] = field(default_factory=list)
 
 
-def schedule(prompt: str, steps: int) -> list[Entry]:
+def schedule(prompt: str, steps: int, past: int = 0) -> list[Entry]:
     """What the prompt is, step by step: entries with rising `until`, the last one `steps`. Texts keep their emphasis. Never an error.
 
     schedule("a [cat:dog:0.4]", 10) == [(4, "a cat"), (10, "a dog")]
+
+    past  of the second pass of a hires picture the steps of the first: `when` goes on counting there, from 1.0 or from that number
     """
     try:
         nodes = _parsed(prompt)
     except ValueError:
         return [Entry(steps, prompt)]
-    return [Entry(step, _text(nodes, step, steps)) for step in sorted({steps, *_changes(nodes, steps)})]
+    return [Entry(step, _text(nodes, step, steps, past)) for step in sorted({steps, *_changes(nodes, steps, past)})]
 
 
 def current(entries: list[Entry], step: int) -> int:
@@ -129,20 +131,20 @@ def _separated(bracket: _Bracket) -> Nodes:
     return [*first, *(node for separator, nodes in pairs for node in (separator, *nodes))]
 
 
-def _changes(nodes: Nodes, steps: int) -> Iterator[int]:
+def _changes(nodes: Nodes, steps: int, past: int) -> Iterator[int]:
     todo = list(nodes)
     while todo:  # a stack of its own: prompts may nest deeper than Python calls
         match todo.pop():
             case Edit() as edit:
-                if edit.step(steps) >= 1:
-                    yield edit.step(steps)
+                if edit.step(steps, past) >= 1:
+                    yield edit.step(steps, past)
                 todo += edit.before + edit.after
             case Alternation(options):
                 yield from range(1, steps + 1)
                 todo += [node for option in options for node in option]
 
 
-def _text(nodes: Nodes, step: int, steps: int) -> str:
+def _text(nodes: Nodes, step: int, steps: int, past: int) -> str:
     words: list[str] = []
     todo = nodes[::-1]
     while todo:
@@ -150,7 +152,7 @@ def _text(nodes: Nodes, step: int, steps: int) -> str:
             case str(word):
                 words.append(word)
             case Edit() as edit:
-                todo += (edit.before if step <= edit.step(steps) else edit.after)[::-1]
+                todo += (edit.before if step <= edit.step(steps, past) else edit.after)[::-1]
             case Alternation(options):
                 todo += options[(step - 1) % len(options)][::-1]
     return "".join(words)

@@ -24,6 +24,7 @@ class Sampler:
     run: Callable[..., Steps]
     schedule: str = "uniform"  # what "automatic" stands for: AUTOMATIC1111's choice, where it has one
     brownian: bool = False  # its noise belongs to intervals of σ; otherwise each draw is a new one
+    renoises: bool = False  # draws new noise at every step, whatever its settings
     discard: bool = False  # leaves out the last level before 0, as AUTOMATIC1111 does for it
 
     @property
@@ -50,7 +51,7 @@ SAMPLERS = {
         Sampler("DPM++ 3M SDE", dpmpp_3m_sde, "exponential", brownian=True, discard=True),
         Sampler("DDIM", ddim, "ddim"),
         Sampler("UniPC", unipc, "sgm_uniform"),
-        Sampler("LCM", lcm, "lcm"),
+        Sampler("LCM", lcm, "lcm", renoises=True),
     )
 }
 
@@ -62,6 +63,12 @@ class Method:
     sampler: Sampler
     schedule: str
     options: tuple[tuple[str, float], ...]  # those that were given
+
+    @property
+    def draws(self) -> bool:
+        """Whether a picture's own stream of noise goes on being drawn from after the start."""
+        options = self.sampler.options | dict(self.options)
+        return not self.sampler.brownian and (self.sampler.renoises or max(options.get("eta", 0), options.get("s_churn", 0)) > 0)
 
     def __str__(self) -> str:
         return ", ".join([self.sampler.name, self.schedule, *(f"{name} {value:g}" for name, value in self.options)])

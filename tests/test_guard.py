@@ -1,0 +1,55 @@
+"""Memory that is not there, foreseen and met."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdlora.errors import SdloraError
+from sdlora.generation import guard
+
+
+def test_the_foreseen_memory_of_decoding_is_what_the_decoders_widest_tensors_take(components):
+    """Measured: the bytes of all outputs of the VAE's layers at full size never come to more than what is foreseen, nor to half of it."""
+    sizes: list[int] = []
+    hooks = [
+        m.register_forward_hook(lambda m, i, o: sizes.append(o.numel() * 4))
+        for m in components.vae.decoder.modules()
+        if not list(m.children())
+    ]
+    with torch.no_grad():
+        components.vae.decode(torch.zeros(1, 4, 16, 16))
+    for hook in hooks:
+        hook.remove()
+    assert guard.decoding(components, (64, 64)) / 2 < 3 * max(sizes) <= guard.decoding(components, (64, 64))
+
+
+def test_tiles_bound_the_foreseen_memory(components):
+    plain = guard.decoding(components, (4096, 4096))
+    components.vae.enable_tiling()
+    try:
+        tiled = guard.decoding(components, (4096, 4096))
+    finally:
+        components.vae.disable_tiling()
+    assert tiled < plain / 10
+
+
+def test_the_unused_memory_of_the_cpu_is_what_the_kernel_and_the_group_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guard, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(guard, "GROUP", tmp_path)
+    cpu = torch.device("cpu")
+    assert guard.unused(cpu) is None
+    (tmp_path / "meminfo").write_text("MemTotal:       9000 kB\nMemAvailable:   4000 kB\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert guard.unused(cpu) == 4000 * 1024
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 300\nactive_file 50\n")
+    assert guard.unused(cpu) == 1_000_000 - 1000 + 350
+
+
+def test_an_allocation_that_fails_is_one_line_and_other_errors_stay_what_they_are(components):
+    with pytest.raises(SdloraError, match="not enough memory on cpu"), guard.enough(components):
+        torch.empty(10**16)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), guard.enough(components):
+        torch.ones(2, 3) @ torch.ones(2, 3)
