@@ -345,9 +345,9 @@ def test_a_corrupt_image_is_refused_before_anything_is_written_if_so_asked(confi
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_refused(monkeypatch):
+def test_one_device_for_several_processes_is_refused(monkeypatch):
     from sdlora.training import placement
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SdloraError, match="num_processes 1"):
-        placement.device()
+    with pytest.raises(SdloraError, match="device is 'cuda:0', and 2 processes were launched; with device=auto each gets its own"):
+        placement.device("cuda:0")

@@ -108,9 +108,8 @@ def test_a_share_that_is_held_out_is_not_trained_on(train, folder):
     place = train("run", steps=1, validation={"fraction": 0.3, "timesteps": 1})
     parts = {entry["file"]: entry["part"] for entry in json.loads(place.manifest.read_text())}
     assert sorted(parts) == ["0.png", "1.png", "2.png", "3.png"] and set(parts.values()) == {"images", "validation"}
-    assert json.loads(training.run.files.read_metadata(place.adapter)[training.run.files.SETTINGS])["images"] == list(parts.values()).count(
-        "train"
-    )
+    header = json.loads(files.read_metadata(place.adapter)[files.SETTINGS])
+    assert header["images"] == list(parts.values()).count("images") and header["validation"] == {"fraction": 0.3}
 
 
 def test_a_picture_that_is_trained_on_cannot_validate(train, folder):
