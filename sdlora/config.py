@@ -32,8 +32,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def load(cls: type[Model], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Model:
-    """A `cls` from the TOML file `path`, if any, and overrides such as "steps=24" or "prior.weight=0.5".
+def load(cls: type[Model], path: str | Path | None = None, overrides: Sequence[str] = (), start: Mapping[str, Any] | None = None) -> Model:
+    """A `cls` from the TOML file `path`, if any, and overrides such as "steps=24" or "prior.weight=0.5"; `start` is what neither says.
 
     An override's value is read as TOML (24, 0.5, true, ["a", "b"]) and otherwise as a plain string.
     """
@@ -43,6 +43,9 @@ def load(cls: type[Model], path: str | Path | None = None, overrides: Sequence[s
         data = placed(cls, read_toml(Path(path)), Path(path).absolute().parent)
         origin = {key: f"in {path}" for key in _dotted(data)}
     check_keys(cls, data, origin)
+    if start:
+        data, above = placed(cls, start, Path.cwd()), data
+        _merge(data, above, "")
     for text in overrides:
         key, value = parse_override(text)
         origin[key] = f"in {text!r}"

@@ -56,11 +56,8 @@ def save(image: Image.Image, path: str | Path, settings: Mapping[str, Any], qual
     else:
         options = {"exif": _exif(text, json.dumps(settings, ensure_ascii=False), kind), "quality": quality or QUALITY}
         options |= {"subsampling": 0} if kind == "jpeg" else {"method": 6}
-    try:
-        with replacing(path) as temporary:
-            image.save(temporary, format=kind.upper(), **options)
-    except OSError as error:
-        raise SdloraError(f"cannot write {path}: {error.strerror or error}; make room or choose another folder") from error
+    with replacing(path) as temporary:
+        image.save(temporary, format=kind.upper(), **options)
 
 
 def save_png(image: Image.Image, path: str | Path, settings: Mapping[str, Any]) -> None:
@@ -85,6 +82,8 @@ def carried(path: str | Path) -> Carried:
         settings = None if note is None else json.loads(note)
     except ValueError as error:
         raise SdloraError(f"the settings in {path} are damaged: {error}") from error
+    if not isinstance(settings, dict | None):
+        raise SdloraError(f"the settings in {path} are damaged: they are a {type(settings).__name__}")
     return Carried(settings, infotext.parsed(comment) if isinstance(comment, str) and comment.strip() else None)
 
 

@@ -12,7 +12,8 @@ LEVEL = "text_model."  # transformers 5 dropped this level of CLIPTextModel; ada
 def pair(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """B(s · A x) for the Linear or Conv2d `layer`; see `down` and `up`. The scale meets the bottleneck, where it is cheap."""
     h = down(layer, x, a)
-    return up(layer, (h * scale).to(h.dtype), b)
+    plain = isinstance(scale, float) and scale == 1  # α = r, the default: a pass over h less, and another one backwards
+    return up(layer, h if plain else (h * scale).to(h.dtype), b)
 
 
 def down(layer: nn.Module, x: Tensor, a: Tensor) -> Tensor:

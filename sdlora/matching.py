@@ -69,7 +69,10 @@ def _other_family(source: str, adapter: Adapter, modules: Mapping[str, nn.Module
 def _reason(missing: list[str], total: int) -> str:
     if len(missing) == total:
         return "no layer fits: the adapter was trained on another model family"
-    return "the adapter was probably trained on another base model, with more layers: choose that one (--base), or pass allow_missing=True"
+    return (
+        "the adapter was probably trained on another base model, with more layers: choose that one "
+        "(--base; in Python allow_missing=True leaves them out)"
+    )
 
 
 def _listed(lines: list[str]) -> str:

@@ -40,11 +40,11 @@ KNOWN = (  # (what some key looks like, what the file then is); the first that f
     (r"^(320|640|768|1024|1280)$", "a hypernetwork"),
     (r"\.RDB\d\.|\.rdb\d\.conv|^conv_first\.", "an upscaler of pictures (ESRGAN or alike)"),
     (r"^encoder\.block\.\d+\.layer\.\d+\.SelfAttention", "a T5 text encoder"),
-    (r"(^|\.)vision_model\.encoder\.|^visual\.", "an image encoder (CLIP vision)"),
+    (r"^vision_model\.encoder\.|^visual\.", "an image encoder (CLIP vision)"),
 )
 PARTS = (  # what a file with no more than these is; for those who look for an adapter
-    (r"^(model\.diffusion_model|model_ema)\.", "a base model; give it as --base"),
-    (r"^(first_stage_model\.|vae\.)?(encoder\.(down|mid)|decoder\.(up|mid)|quant_conv)", "a VAE; give it as --vae, beside a base"),
+    (r"^(model\.diffusion_model|model_ema)\.", "a base model (--base)"),
+    (r"^(first_stage_model\.|vae\.)?(encoder\.(down|mid)|decoder\.(up|mid)|quant_conv)", "a VAE (--vae)"),
     (r"^(down_blocks|up_blocks|mid_block|conv_in|input_blocks|output_blocks|middle_block)\.", "a U-Net"),
     (r"^(text_model|transformer\.resblocks)\.|^(cond_stage_model|conditioner)\.", "a text encoder"),
 )

@@ -11,6 +11,7 @@ from sdlora import files
 from sdlora.adapter import Adapter
 from sdlora.commands import adapter as command
 from sdlora.errors import SdloraError
+from sdlora.generation import parse_adapter
 from sdlora.kinds.lora import Lora
 
 
@@ -133,6 +134,9 @@ def test_the_folder_of_a_program_and_an_old_pickle_are_adapters_too(run, file, t
     tensors = load(file.read_bytes())
     files.save(files.read(file), tmp_path / "run" / "pytorch_lora_weights.safetensors", "peft")
     torch.save(tensors, tmp_path / "old.pt")
+    assert parse_adapter(f"{tmp_path / 'run'}=0.5")[0] == tmp_path / "run" / "pytorch_lora_weights.safetensors"
+    with pytest.raises(SdloraError, match="is a folder without adapter_model.safetensors"):
+        parse_adapter(f"{tmp_path}=0.5")
     for source in (tmp_path / "run", tmp_path / "old.pt"):
         facts = json.loads(run("describe", source, "--json"))
         assert facts["parameters"] == json.loads(run("describe", file, "--json"))["parameters"]

@@ -482,6 +482,11 @@ def test_the_reference_refuses_what_it_cannot_draw_before_anything_is_loaded(tmp
         benchmark.run(config.load(BenchmarkConfig, None, changes))
 
 
+def test_a_single_step_which_diffusers_begins_elsewhere_is_refused_for_the_reference(tmp_path):
+    with pytest.raises(SdloraError, match="needs steps = 2 or more"):
+        benchmark.run(BenchmarkConfig(base="/nowhere", steps=1, conditions=("diffusers",), output=tmp_path))
+
+
 def test_a_margin_of_its_own_and_a_goal_change_verdict_and_outcome(settings):
     base = [1.0 + 0.01 * i for i in range(12)]
     slower = [t * (1.03 + 0.001 * (i % 3)) for i, t in enumerate(base)]
@@ -553,6 +558,16 @@ def test_each_picture_of_a_batch_has_its_own_adapter(components, adapter):
         assert gate.difference(alone, picture) <= 1
     checks = gate.conditions(subject, ("base", "own 8"), "a cat", wanted, (2, 8))
     assert any(check.law.startswith("own 8 draws what it should") for check in checks)
+
+
+def test_every_settings_file_of_the_benchmark_is_valid_and_measures_what_it_aims_at():
+    for path in sorted((ROOT / "configs").glob("benchmark-*.toml")):
+        if path.stem == "benchmark-training":
+            continue
+        found = config.load(BenchmarkConfig, path)
+        names = chosen(found)
+        parts = {part for limit in found.limits for part in limit.split(" / ")} & set(CONDITIONS)
+        assert parts | set(found.margins) <= set(names), path.name
 
 
 def test_the_published_setting_without_files_differs_in_the_base_and_the_adapters_alone():

@@ -73,8 +73,28 @@ def test_the_equivalence_test_is_two_one_sided_t_tests():
 
 def test_at_the_margin_equivalence_is_claimed_no_oftener_than_the_level():
     rng = np.random.default_rng(4)
-    claims = [statistics.equivalence_p(rng.normal(0.02, 0.01, 12), 0.02) < 0.05 for _ in range(2000)]
+    claims = [statistics.equivalence_p(rng.normal(0.02, 0.01, 12), 0.02) < 0.05 for _ in range(1500)]
     assert np.mean(claims) == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize(("noise", "most"), [("normal", 0.05), ("skewed", 0.07)])
+def test_whole_comparisons_at_the_margin_claim_equivalence_and_leave_out_the_truth_no_oftener_than_they_say(noise, most):
+    rng, found = np.random.default_rng(14), []
+    for seed in range(300):
+        base = np.exp(rng.normal(0, 0.2, 12))
+        error = rng.normal(0, 0.02, 12) if noise == "normal" else 0.02 * (rng.gamma(4.0, 0.5, 12) - 2)
+        found.append(statistics.compare(1.02 * base * np.exp(error), base, 0.02, resamples=500, seed=seed))
+    claimed, covered = (
+        np.mean(outcomes) for outcomes in ([c.verdict == "equivalent" for c in found], [c.low <= 1.02 <= c.high for c in found])
+    )
+    assert claimed <= most + 2.3 * math.sqrt(most / 300)  # what 300 trials leave open
+    assert covered >= 0.95 - 2.3 * math.sqrt(0.05 / 300)
+
+
+def test_the_bootstraps_equivalence_test_agrees_with_students_for_normal_noise():
+    d = np.random.default_rng(15).normal(0.004, 0.01, 60)
+    found = statistics.bootstrap_equivalence_p(d, 0.006, 20_000, np.random.default_rng(3))
+    assert found == pytest.approx(statistics.equivalence_p(d, 0.006), abs=0.01) and found > 0.03
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "equivalent"), (1.05, "slower"), (1 / 1.05, "faster")])

@@ -87,6 +87,8 @@ def test_what_is_left_to_the_base_is_filled_in_and_what_it_cannot_serve_is_refus
     assert frames(DataSettings(images=tmp_path), Grid("xl", 1024, 32, 8)).step == 64
     assert frames(DataSettings(images=tmp_path), Grid("emoji", 64, 16, 4)).step == 16
     assert of(resolution=(512, 768)).sides == (512, 768)
+    with pytest.raises(SdloraError, match="resolution 512 does not lie between"):
+        of(buckets={"largest": 256})
     for changes, words in (({"resolution": 500}, "resolution is 500"), ({"buckets": {"step": 32}}, "buckets.step is 32")):
         with pytest.raises(SdloraError, match=f"{words}; sd needs a multiple of 64, such as"):
             of(**changes)

@@ -80,7 +80,7 @@ def test_captions_are_found_in_the_files_of_hugging_face_and_of_kohya(tmp_path):
     table = metadata.find(tmp_path)
     assert table.of(tmp_path / "a.png") == ("an a",) and table.of(tmp_path / "in" / "b.jpg") == ("b one", "b two")
     assert table.of(tmp_path / "c.png") == ("a c, x, y",) and table.of(tmp_path / "in" / "a.png") == ()
-    assert table.missing() == ["a.png", "in/b.jpg", str(tmp_path / "c.png")]
+    assert table.missing([".png", ".jpg"]) == ["a.png", "in/b.jpg", str(tmp_path / "c.png")]
     kohya = {"a": {"caption": "an a", "tags": "x"}, str(tmp_path / "b"): {"tags": "only, tags", "train_resolution": [512, 512]}}
     (tmp_path / "meta.json").write_text(json.dumps(kohya))
     table = metadata.read(tmp_path / "meta.json")

@@ -158,6 +158,14 @@ def test_the_cache_is_shown_and_pruned_by_age_and_by_size(command_line, tmp_path
     assert "0 entries" not in call("show", "--folder", tmp_path) and not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_cache_that_takes_no_files_costs_time_and_nothing_else(tmp_path):
+    (tmp_path / "file").write_text("")
+    kept = Cache(tmp_path / "file")
+    for _ in range(2):
+        assert kept.get(("text", 1), lambda: {"x": torch.ones(3)})["x"].sum() == 3
+    assert kept.made == 1 and "cannot write into" in kept.problem
+
+
 @pytest.mark.parametrize("words", [("--older", "30"), ("--older", "soon"), ("--to", "5"), ("--to", "2 GBs"), ("--folder", "no")])
 def test_what_is_no_age_or_size_is_said(command_line, words):
     with pytest.raises(SdloraError, match="such as 30d|such as 2GB|there is no folder"):

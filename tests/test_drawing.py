@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from sdlora import files, images
+from sdlora import files, generation, images
 from sdlora.commands import generate as command
 from sdlora.drawing import Drawing, carry_out, places, reading, recall, requests, settings, work
 from sdlora.drawing.prompt_files import requests as of_file
@@ -178,7 +179,9 @@ def test_what_is_said_beside_a_picture_wins(run, tmp_path: Path):
 def saved(tmp_path: Path, **changes) -> Path:
     """A picture that says what it is told to say."""
     said = {"prompt": "a cat", "negative": "", "seed": 1, "steps": 2, "base": {"name": "emoji", "hash": "0" * 64}, "adapters": []}
-    images.save(Image.new("RGB", (8, 8)), tmp_path / "said.png", said | changes)
+    chunks = PngInfo()
+    chunks.add_text(images.JSON, json.dumps(said | changes))
+    Image.new("RGB", (8, 8)).save(tmp_path / "said.png", pnginfo=chunks)
     return tmp_path / "said.png"
 
 
@@ -216,6 +219,33 @@ def test_a_base_that_is_nowhere_is_asked_for(tmp_path: Path):
     assert recall.recalled(saved(tmp_path, base={"name": "v1-5", "hash": "ab" * 32}), given={"base": "x"}).settings["steps"] == 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": "many"},
+        {"base": 3},
+        {"adapters": [{}]},
+        {"adapters": 3},
+        {"seed": "x"},
+        {"original_size": 5},
+        {"crop": ["a"]},
+    ],
+)
+def test_damaged_settings_are_one_line(tmp_path: Path, changes: dict):
+    with pytest.raises(SdloraError, match=r"said\.png") as error:
+        recall.recalled(saved(tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_strangers_picture_does_not_say_where_to_write_and_what_to_load(tmp_path: Path):
+    said = {"output": "/etc", "prompts": "/etc/passwd", "vae": "/x", "named": [["a", "/b"]], "compile": True, "adapter": ["x"]}
+    found = recall.recalled(saved(tmp_path, **said))
+    assert (
+        not found.settings.keys() & (said.keys() - {"named", "adapter"}) and not found.settings["named"] and not found.settings["adapter"]
+    )
+    assert len(found.warnings) == 5
+
+
 def test_places_are_remembered_by_hash_and_forgotten_when_they_are_gone(tmp_path: Path):
     (tmp_path / "a.safetensors").touch()
     places.remember({"abcdef": tmp_path / "a.safetensors"})
@@ -234,8 +264,6 @@ Lora hashes: "style: 111111111111", Version: v1.10.1"""
 
 def test_a_picture_of_a1111s_is_read_and_each_unknown_field_is_a_warning(tmp_path: Path, adapter_files: Path):
     image = Image.new("RGB", (8, 8))
-    from PIL.PngImagePlugin import PngInfo
-
     chunks = PngInfo()
     chunks.add_text("parameters", A1111)
     image.save(tmp_path / "a.png", pnginfo=chunks)
@@ -294,6 +322,17 @@ def test_hashes_are_the_files_own_where_the_vae_is_another(components):
     assert recall.check(found, with_vae, {}) == []
     (warning,) = recall.check(found, components, {"base": True})[1:]
     assert "VAE vae-ft (3333333333)" in warning and "the base's own" in warning
+
+
+def test_a_hires_picture_is_drawn_again_and_its_text_says_so(run, tmp_path: Path):
+    run("a cat", "--hires", "1.5", "--hires-denoise", "0.5", "--hires-upscaler", "lanczos", "--sampler", "Euler a", "--ensd", "7")
+    first = newest(tmp_path / "out")
+    assert (pixels(run_again(first, tmp_path / "again")) == pixels(first)).all()
+    text = images.carried(first).text
+    wanted = {"Denoising strength": "0.5", "Hires upscale": "1.5", "ENSD": "7", "Size": "64x64"}
+    assert {key: text.fields[key] for key in wanted} == wanted
+    (again,) = requests(reading.merged(recall._foreign(text, "x").settings))
+    assert (again.hires, again.hires_denoise, again.upscaler.name, again.ensd) == (1.5, 0.5, "Lanczos", 7)
 
 
 # --- prompts from a file, and runs that go on
@@ -377,6 +416,34 @@ def test_a_full_disk_in_the_middle_of_a_run_says_how_far_it_came_and_loses_nothi
         carry_out(drawing)
     assert names(tmp_path / "out") == ["0001-seed1.png", "manifest.json"]
     assert [path.name for path in carry_out(drawing)] == ["0002-seed1.png", "0003-seed1.png"]
+
+
+def test_a_picture_that_turns_into_nan_leaves_the_others_of_the_run_in_peace(tmp_path: Path, tiny_base: Path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a cat\na dog\na sun\n")
+    drawing = Drawing(prompts=tmp_path / "a.txt", base=str(tiny_base), steps=1, guidance=1.0, batch=1, output=tmp_path / "out")
+    real = generation.generate
+
+    def spoilt(components, wanted, **ways):
+        yield from real(components, [r for r in wanted if r.prompt != "a dog"], **ways)
+        if any(r.prompt == "a dog" for r in wanted):
+            raise SdloraError("the picture of 'a dog' turned into NaN")
+
+    monkeypatch.setattr(generation, "generate", spoilt)
+    with pytest.raises(SdloraError, match=r"'a dog' turned into NaN \(2 of 3 pictures are drawn, 1 are not\)"):
+        carry_out(drawing)
+    assert names(tmp_path / "out") == ["0001-seed1.png", "0003-seed1.png", "manifest.json"]
+
+
+def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path, tiny_base: Path, adapter_files: Path):
+    """Whole batches are drawn again, so that even the rounding that neighbours with other adapters cause is the same."""
+    lines = [{"prompt": "a cat", "seed": i, "adapter": [f"{name}.safetensors={0.2 * i}"]} for i in (1, 2, 3) for name in ("style", "text")]
+    (adapter_files / "run.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    drawing = Drawing(prompts=adapter_files / "run.jsonl", base=str(tiny_base), steps=2, output=tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in carry_out(drawing)}
+    for name in ("0002-seed1.png", "0003-seed2.png", "0006-seed3.png"):
+        (tmp_path / "out" / name).unlink()
+    assert len(carry_out(drawing)) == 3
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"version": 1, "pictures": {"a": {}}}', '{"version": 2, "pictures": {}}'])

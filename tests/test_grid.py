@@ -10,8 +10,9 @@ from PIL import Image
 
 from sdlora import files, latents
 from sdlora.commands import grid as command
-from sdlora.drawing import Drawing, Grid, preview, work
+from sdlora.drawing import Drawing, Grid, preview
 from sdlora.drawing.axes import Axis, checkpoints, spread, values
+from sdlora.drawing.batches import batches
 from sdlora.drawing.sweep import swept
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, State, generate
@@ -116,12 +117,20 @@ def test_a_grid_that_cannot_be_drawn_is_one_line(settings, axes, message):
 # --- drawing
 
 
-def test_requests_that_can_share_a_batch_are_brought_together():
+def test_requests_that_can_share_a_batch_are_brought_together(components):
     wanted = [Request("a", seed=i, steps=steps, guidance=guidance) for i in range(3) for steps in (4, 8) for guidance in (1.0, 3.0, 5.0)]
-    order = work.sorted_for_batches(wanted)
-    assert sorted(order) == list(range(18))
-    kinds = [(wanted[i].steps, wanted[i].guided) for i in order]
-    assert sum(one != two for one, two in zip(kinds, kinds[1:], strict=False)) == 3  # four kinds, each in one piece
+    together = batches(components, wanted, "stacked")
+    assert sorted(i for batch in together for i in batch) == list(range(18))
+    assert [len(batch) for batch in together] == [3, 4, 2, 3, 4, 2]  # by steps and guided or not, four of 64 px at a time
+    for batch in together:
+        assert len({(wanted[i].steps, wanted[i].guided) for i in batch}) == 1
+    assert [len(batch) for batch in batches(components, wanted, "stacked", 2)] == [2, 1, 2, 2, 2, 2, 1, 2, 2, 2]
+
+
+def test_pictures_with_several_adapters_share_batches_where_these_are_stacked(components):
+    wanted = [Request("a <lora:b:0.5>" if i % 2 else "a", adapters=(("a.safetensors", float(i)),), seed=i) for i in range(4)]
+    assert [len(batch) for batch in batches(components, wanted, "stacked")] == [4]
+    assert [len(batch) for batch in batches(components, wanted, "fused")] == [1] * 4
 
 
 def test_a_grid_is_drawn_in_few_batches_and_every_cell_is_the_picture_it_would_be_alone(

@@ -120,7 +120,7 @@ def test_a_stacked_adapter_is_refused_on_a_compiled_model(components, random_ada
         with hardware.plain(components.unet):
             assert not hardware.is_compiled(components.unet)
         with pytest.raises(SdloraError, match="take apply fused, or leave compile out"):
-            generate(components, [REQUEST], [(adapter, 1.0)])
+            generate(components, [REQUEST], [(adapter, 1.0)], "stacked")
     assert not hardware.is_compiled(components.unet)
 
 

@@ -71,6 +71,11 @@ def test_b_lora_trains_the_attention_of_its_blocks(preset, where, number):
     assert all(name.startswith(f"unet.up_blocks.0.attentions.{where}") for name in found)
 
 
+def test_b_lora_is_refused_for_other_families():
+    with pytest.raises(SdloraError, match="b-lora-style is unet.up_blocks.0.attentions.1 of SDXL"):
+        plan("sd1", ranks={"b-lora-style": 4})
+
+
 def test_blocks_have_their_own_rank_alpha_and_rate_and_0_leaves_them_out():
     found = plan("sd1", rank=8, alpha=4.0, ranks={"unet.down": 16, "unet.down.0": 0}, alphas={"unet.down.2": 1.0}, rates={"unet.mid": 0.5})
     kinds = {name.split(".")[1] + "." + name.split(".")[2]: (one.rank, one.alpha, one.factor) for name, one in found.items()}

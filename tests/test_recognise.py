@@ -85,4 +85,4 @@ def test_the_bases_themselves_are_none_of_these(family):
 
     assert recognise.what(true_tensors(family)) is None
     assert recognise.what(f"{name}.weight" for name in named_layers(true_size(family))) is None
-    assert recognise.part(true_tensors(family)) == "a base model; give it as --base"
+    assert recognise.part(true_tensors(family)) == "a base model (--base)"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdlora import models
 from sdlora.adapter import Adapter
 from sdlora.apply import stacked
 from sdlora.errors import SdloraError
@@ -201,3 +202,38 @@ def test_an_adapter_may_be_missing_from_a_layer_that_others_have(components, ada
         together = output(components, inputs)
     with stacked(components.modules, [(less, 1.0)]):
         torch.testing.assert_close(together[1:2], output(components, row(inputs, 1)), **CLOSE)
+
+
+def test_pefts_mixed_batch_is_the_same(components, tiny_base, random_adapter, inputs):
+    """PEFT's own way for a batch of several adapters: one after the other, each with the rows that name it."""
+    peft = pytest.importorskip("peft")
+    adapters = {name: random_adapter(components.modules, rank=4, alpha=3.0, seed=seed) for seed, name in enumerate(("a", "b"))}
+    wrapped, state = models.load(tiny_base).unet, {}
+    layers = [name.removeprefix("unet.") for name in adapters["a"].layers]
+    config = peft.LoraConfig(r=4, lora_alpha=3, target_modules=layers)
+    wrapped = peft.get_peft_model(wrapped, config, adapter_name="a")
+    wrapped.add_adapter("b", config)
+    for name, adapter in adapters.items():
+        for layer, update in adapter.layers.items():
+            key = f"base_model.model.{layer.removeprefix('unet.')}"
+            state |= {f"{key}.lora_A.{name}.weight": update.a, f"{key}.lora_B.{name}.weight": update.b}
+    assert not wrapped.load_state_dict(state, strict=False).unexpected_keys
+    with torch.inference_mode():
+        theirs = wrapped.eval()(*inputs, adapter_names=["a", "__base__", "b", "a"]).sample
+    with stacked(components.modules, [(adapter, 1.0) for adapter in adapters.values()]) as stack:
+        stack.set_rows([[1, 0], [0, 0], [0, 1], [1, 0]])
+        torch.testing.assert_close(output(components, inputs), theirs, **CLOSE)
+
+
+def test_in_half_precision_a_row_is_what_it_is_alone_to_half_precision(tiny_base, random_adapter, inputs):
+    half = models.load(tiny_base, dtype=torch.bfloat16)
+    adapters = [random_adapter(half.modules, EVERYTHING, rank=r, seed=r, size=0.08) for r in (3, 5, 2)]
+    x, t, context = (value.bfloat16() for value in inputs)
+    etas = ETAS["one each"]
+    with stacked(half.modules, [(adapter, 1.0) for adapter in adapters]) as stack:
+        stack.set_rows(etas)
+        together = output(half, (x, t, context))
+    for i, own in enumerate(etas):
+        with stacked(half.modules, list(zip(adapters, own, strict=True))):
+            alone = output(half, row((x, t, context), i))
+        assert (together[i : i + 1] - alone).abs().max() <= 0.03 * alone.abs().max()

@@ -139,6 +139,14 @@ def test_what_is_drawn_depends_on_the_step_alone(variant, settings, running, tmp
     assert not equal(numbers(plain), expected), "the settings do something"
 
 
+def test_a_rate_that_is_found_is_told(settings, running, quadratic):
+    pytest.importorskip("prodigyopt")
+    run = running(settings(**FEW, optimizer={"name": "prodigy", "d0": 1e-4}))
+    told = [step.learning_rate for step in loop.steps(run)]
+    group = run.optimizer.param_groups[0]
+    assert told[-1] == pytest.approx(group["lr"] * group["d"]) and group["d"] > 1e-4, "it has grown"
+
+
 def test_schedule_free_saves_its_average_and_saving_changes_nothing(settings, running, quadratic):
     pytest.importorskip("schedulefree")
     run = running(settings(**FEW, optimizer={"name": "schedulefree"}))
@@ -287,8 +295,8 @@ def test_zero_terminal_snr_is_trained_recorded_and_sampled_with(settings, runnin
     levelled = generation.adapters.levelled
     from sdlora.strength import strength
 
-    assert levelled(base, [(adapter, strength(1.0))]).alphas_bar[-1] == 0
-    assert levelled(base, [(adapter, strength(0.0))]) is base, "a strength of 0 is the base"
+    assert levelled(base, [(adapter, strength(1.0))], {}).alphas_bar[-1] == 0
+    assert levelled(base, [(adapter, strength(0.0))], {}) is base, "a strength of 0 is the base"
     request = generation.Request("a cat", seed=1, steps=2, width=64, height=64)
     one, other = (next(iter(generation.generate(base, [request], [(adapter, eta)]))).image for eta in (1e-6, 0.0))
     assert one.tobytes() != other.tobytes(), "the sampler begins at pure noise"
@@ -351,6 +359,7 @@ PRODIGY, FREE = {"name": "prodigy"}, {"name": "schedulefree"}
         ({"loss": {"p2_k": 2.0}}, "loss.p2_k has no effect without loss.weighting=p2"),
         ({"loss": {"weighting": "snr_range", "snr_range": [5.0, 1.0]}}, "two numbers that rise"),
         ({"loss": {"weighting": "p2", "p2_k": 0.0}}, "would be infinite"),
+        ({"loss": {"unmasked_weight": 0.5}}, "loss.unmasked_weight has no effect with masks=off"),
         ({"noise": {"offset": 0.1, "pyramid_levels": 6}}, "choose one"),
         ({"noise": {"pyramid_discount": 0.3}}, "no effect without noise.pyramid_levels"),
         ({"noise": {"zero_snr": True}, "prediction": "epsilon"}, "needs a base that predicts v"),
@@ -406,6 +415,18 @@ def test_rates_that_are_found_begin_at_1_and_lions_is_smaller(settings):
     assert settings(optimizer=FREE).settled().schedule == "constant"
 
 
+def test_the_plan_tells_what_is_not_usual(settings):
+    from sdlora.training import words
+
+    usual = settings(warmup=10).settled()
+    assert (words.schedule(usual), words.loss(usual)) == ("then a cosine to 0", "Min-SNR 5, stratified timesteps")
+    tables = {"noise": {"offset": 0.05}, "timesteps": {"max": 500}, "ema": {"decay": 0.99}, "dropout": {"rank": 0.1}}
+    other = settings(**tables, schedule="wsd", loss={"kind": "huber", "weighting": "p2"}, lora_plus=4.0, stratified=False).settled()
+    assert words.loss(other) == "P2 huber, timesteps from 0 up to 500, noise offset 0.05"
+    ends = "then constant, and over the last 20 % to 0; B 4 times as fast as A; average with decay 0.99; dropout 0 of numbers, "
+    assert words.schedule(other) == ends + "0.1 of ranks, 0 of layers"
+
+
 def test_the_header_says_how_the_step_was_made(settings, running):
     run = running(settings(**FEW, loss={"kind": "huber", "weighting": "debiased"}, noise={"offset": 0.05}, max_norm=1.0))
     head = training.run.metadata(run)
@@ -414,3 +435,65 @@ def test_the_header_says_how_the_step_was_made(settings, running):
     assert {key: head[f"ss_{key}"] for key in expected} == expected
     assert '"weighting": "debiased"' in head[files.SETTINGS]
     assert math.isfinite(float(head["ss_learning_rate"]))
+
+
+@pytest.mark.parametrize("name", list(optimizers.KINDS))
+def test_every_optimizer_learns_a_low_rank_matrix_at_its_default_rate(name, settings):
+    """300 steps with the settings' own warm-up and schedule, A random and B zero, as a training begins."""
+    if not optimizers.installed(name):
+        pytest.skip(optimizers.missing(name))
+    from sdlora.training import schedule
+
+    settled = settings(optimizer={"name": name}, steps=300, warmup=10).settled()
+    g = torch.Generator().manual_seed(0)
+    goal = torch.randn(24, 2, generator=g) @ torch.randn(2, 24, generator=g) / 24
+    a, b = torch.nn.Parameter(torch.randn(2, 24, generator=g) / 2), torch.nn.Parameter(torch.zeros(24, 2))
+    optimizer = optimizers.build([{"params": [a, b], "lr": 1.0}], name, settled.weight_decay)
+    losses = []
+    for step in range(settled.steps):
+        optimizer.param_groups[0]["lr"] = settled.rate("unet") * schedule.factor(step, settled)
+        loss = (b @ a - goal).square().sum()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.8 * losses[0], (losses[0], losses[-1])
+
+
+def test_the_mask_of_a_picture_reaches_the_loss(settings, components, pictures, tmp_path):
+    """Half of picture 0 is left out: what the U-Net says there has no part in the loss, or as much as the settings want."""
+    import shutil
+
+    from sdlora.loss import target
+    from sdlora.training import sources
+
+    shutil.copytree(pictures, tmp_path / "masked")
+    half = np.zeros((32, 32), np.uint8)
+    half[:, :16] = 255
+    Image.fromarray(half).save(tmp_path / "masked" / "0-masklabel.png")
+
+    def batch(**loss):
+        wanted = settings(images=str(tmp_path / "masked"), masks="files", loss=loss, batch_size=3, steps=1, min_snr=0.0)
+        fitted = session.fitted(wanted.settled(), components)
+        made = sources.made(sources.gathered(fitted), components, fitted, Cache(), tmp_path, None, lambda line: None)
+        (found,) = batches(made, fitted, 0, 1000)
+        return fitted, found
+
+    def loss_of(fitted, found, spoilt):
+        bar = components.alphas_bar[found.timesteps]
+        y = target(found.latents, found.noise, bar)
+        d = torch.zeros_like(y)
+        d[..., spoilt] = 1.0
+        return loop.objective(fitted).loss(y + d, y, bar, found.timesteps / 1000, masks=found.masks)
+
+    right, left = slice(4, None), slice(0, 4)  # of eight columns of latents
+    fitted, found = batch()
+    own = [caption.startswith("picture 0") for caption in found.captions].index(True)
+    others = [i for i in range(3) if i != own]
+    torch.testing.assert_close(loss_of(fitted, found, right)[own], torch.tensor(0.0))
+    torch.testing.assert_close(loss_of(fitted, found, left)[own], torch.tensor(1.0))
+    torch.testing.assert_close(loss_of(fitted, found, right)[others], torch.full((2,), 0.5))
+    fitted, found = batch(unmasked_weight=0.25)
+    torch.testing.assert_close(loss_of(fitted, found, right)[own], torch.tensor(0.2))  # 0.25 / (1 + 0.25)
+    fitted, found = batch(unmasked_probability=1.0)
+    torch.testing.assert_close(loss_of(fitted, found, right), torch.full((3,), 0.5))

@@ -239,11 +239,11 @@ def test_a_failing_run_keeps_its_last_state(config, components, monkeypatch):
     settings = config(steps=4, save_every=2)
     real = loop.batch_loss
     monkeypatch.setattr(loop, "batch_loss", lambda r, b: real(r, b) * (float("inf") if r.step == 3 else 1))
-    with pytest.raises(SdloraError, match="the loss is inf in step 4 .*the last good state is in .*state.pt") as caught:
+    with pytest.raises(SdloraError, match="the loss is inf in step 4 .*the last good state is .*step-000002.pt") as caught:
         training.train(settings, progress=False, components=components)
     assert "\n" not in str(caught.value)
     place = Layout(settings.output)
-    assert run.read_state(place.state)["step"] == 2 and not place.adapter.exists()
+    assert run.read_state(place.states[-1])["step"] == 2 and not place.adapter.exists()
     assert not [p for p in place.folder.iterdir() if ".tmp" in p.name]
     monkeypatch.undo()
     assert training.train(settings, progress=False, components=components) == place.adapter
@@ -298,7 +298,7 @@ def test_prior_pictures_are_drawn_once_with_the_bare_base(config, components):
     assert len(pictures) == 10
     pictures[3].unlink()  # its group is drawn again, as a whole
     path.unlink()
-    Layout(settings.output).state.unlink()
+    Layout(settings.output).states[-1].unlink()
     assert training.train(settings, progress=False, imagine=imagine, components=components).read_bytes() == first
     assert [len(call) for call in calls] == [8, 2, 8]
     with pytest.raises(SdloraError, match="imagine"):

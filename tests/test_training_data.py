@@ -175,6 +175,20 @@ def test_random_crops_differ_and_sdxl_is_told_which(config, prepared):
     assert all(len(row.views) <= 3 for row in short.data.rows), "no more crops are made than a short training asks for"
 
 
+def test_a_picture_that_turns_out_broken_leaves_enough_of_the_others(config, prepared, pictures):
+    scene(90, 48, 32).save(pictures / "9.jpg", quality=95)
+    (pictures / "9.jpg").write_bytes((pictures / "9.jpg").read_bytes()[:-400])  # its header is whole
+    (pictures / "9.txt").write_text("broken")
+    for i in range(1, 5):
+        (pictures / f"{i}.png").unlink()
+    said = []
+    settings = config(steps=8, batch_size=1, crop="random", crops=8)
+    made = prepared(settings, say=said.append)
+    shown = [batch for step in range(8) for batch in batches.batches(made, settings, step, 1000)]
+    assert len({batch.latents.sum().item() for batch in shown}) == 8, "the one that is left is shown in all its crops"
+    assert [line for line in said if "left out" in line and "9.jpg" in line] and len(made[0].data) == 1
+
+
 def test_every_picture_is_trained_at_every_resolution(config, prepared):
     made = all_batches(prepared, config(steps=40, batch_size=1, resolution=(32, 64)))
     areas = [batch.time_ids[0, 4:].prod().item() for batch in made]
@@ -208,6 +222,8 @@ def test_masks_are_cut_and_mirrored_as_their_pictures_are(config, prepared, pict
     assert halves == {left, left[::-1]}, "as it is and mirrored"
     assert all(b.masks is None or b.masks.shape == (1, 1, *b.latents.shape[-2:]) for b in made)
     assert not any(b.masks is not None for b in made if not b.captions[0].startswith("picture 0"))
+    soft = all_batches(prepared, config(steps=40, batch_size=1, masks="files", loss={"unmasked_weight": 0.25}))
+    assert {b.masks.min().item() for b in soft if b.masks is not None} == {0.25}
     with pytest.raises(SdloraError, match="masks is files, and .* has none"):
         (pictures / "0-masklabel.png").unlink()
         prepared(config(masks="files"))
@@ -305,6 +321,7 @@ def test_with_everything_on_a_run_that_crashed_ends_like_one_that_did_not(config
         ({"buckets": {"smallest": 64}}, "resolution 32 does not lie between them"),
         ({"resolution": (32, 32)}, "resolution is .* several different ones"),
         ({"insert_trigger": True}, "insert_trigger has nothing to insert"),
+        ({"loss": {"unmasked_weight": 0.5}}, "loss.unmasked_weight has no effect with masks=off"),
         ({"background": "whyte"}, "'whyte' is no colour"),
         ({"cache": "shard"}, "'shard' is unknown; did you mean shared"),
         ({"folders": ({"path": "a"}, {"path": "a/"})}, "two tables .* have the path 'a'"),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdlora import training
 from sdlora.errors import SdloraError
-from sdlora.training import TrainConfig, metrics, run
+from sdlora.training import TrainConfig, intervals, metrics, run, saving, validation
 from sdlora.training.layout import Layout
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,18 @@ def pictures(tmp_path):
     for i in range(3):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
+    return folder
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Two pictures more."""
+    folder = tmp_path / "held"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"another picture {i}, sks style")
     return folder
 
 
@@ -82,12 +94,12 @@ def test_a_sample_that_was_not_finished_is_drawn_again(train, tmp_path):
     def draw(path, step):
         place = Layout(tmp_path / "run").sample(step)
         place.parent.mkdir(exist_ok=True)
-        place.write_text(path.name)
+        place.write_text(path.name)  # again for one that is there: the callback looks for itself
 
     with pytest.raises(Crash):
         train("run", failing)
     train("run", draw)
-    assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [f"step-{n:06d}.png" for n in (2, 4, 6, 7)]
+    assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == [f"step-{n:06d}-1.png" for n in (2, 4, 6, 7)]
 
 
 def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(train, monkeypatch, tmp_path):
@@ -104,7 +116,7 @@ def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(train, monkeypatch,
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 7"):
         train("stopped")
     assert signal.getsignal(signal.SIGINT) is before
-    assert run.read_state(tmp_path / "stopped" / "state.pt")["step"] == 3
+    assert run.read_state(Layout(tmp_path / "stopped").states[-1])["step"] == 3
     monkeypatch.undo()
     assert sha(train("stopped")) == sha(whole)
 
@@ -151,12 +163,112 @@ def test_under_a_constant_schedule_a_run_may_become_longer(train):
         train("longer", schedule="constant", steps=4)
 
 
-def test_a_damaged_state_is_said(train, tmp_path):
+@pytest.mark.parametrize("harm", ["cut", "changed", "empty"])
+def test_a_damaged_newest_state_falls_back_to_the_one_before_and_ends_in_the_same_bytes(train, tmp_path, capsys, harm):
     path = train("run")
-    (tmp_path / "run" / "state.pt").write_bytes(b"nothing")
+    first, place = sha(path), Layout(tmp_path / "run")
+    newest = place.states[-1]
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes({"cut": data[: len(data) // 2], "changed": data, "empty": b""}[harm])
     path.unlink()
-    with pytest.raises(SdloraError, match="state.pt is damaged"):
+    assert saving.step_of(saving.newest(place)) == 6
+    assert sha(train("run")) == first
+
+
+def test_when_every_state_is_damaged_it_is_said(train, tmp_path):
+    train("run")
+    for state in Layout(tmp_path / "run").states:
+        state.write_bytes(b"nothing")
+    with pytest.raises(SdloraError, match="every state in .*states is damaged; delete .* to train anew"):
         train("run")
+
+
+def test_the_newest_states_and_checkpoints_stay(train, tmp_path):
+    train("run", save_every=1, keep_states=2, keep_checkpoints=3)
+    place = Layout(tmp_path / "run")
+    assert [saving.step_of(p) for p in place.states] == [6, 7]
+    assert [saving.step_of(p) for p in place.checkpoints] == [4, 5, 6] and place.adapter.exists()
+    train("all", save_every=1, keep_states=0)
+    assert [len(Layout(tmp_path / "all").states), len(Layout(tmp_path / "all").checkpoints)] == [7, 6]
+
+
+def test_an_epoch_is_a_measure_of_time(train, tmp_path):
+    train("run", save_every="1 epoch")  # three pictures, two a step
+    assert [saving.step_of(p) for p in Layout(tmp_path / "run").checkpoints] == [2, 4, 6]
+    assert [intervals.steps(text, 10, 4) for text in (7, 0, "1 epoch", "2 epochs", "3 epochs")] == [7, 0, 3, 5, 8]
+    with pytest.raises(ValueError, match='save_every is .1 year.; write a number of steps, or "1 epoch"'):
+        train("other", save_every="1 year")
+
+
+def losses_of(folder: Path) -> list[tuple[int, float]]:
+    return [(line["number"], line["loss"]) for line in metrics.read(folder / "metrics.jsonl")]
+
+
+class Kill(BaseException):
+    """Passes through everything, as kill −9 does."""
+
+
+class Killer:
+    """Stops the process, so to speak, in the middle of its k-th write: of a file that is to be moved into place, or of a line."""
+
+    def __init__(self, monkeypatch):
+        self.left = self.writes = 0
+        real_replace, real_append = os.replace, {m: m.append for m in (metrics, validation)}
+
+        def replace(source, target):
+            self.count()
+            real_replace(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        for module, real in real_append.items():
+
+            def append(path, what, real=real):
+                before = path.read_bytes() if path.exists() else b""
+                real(path, what)
+                try:
+                    self.count()
+                except Kill:
+                    whole = path.read_bytes()
+                    path.write_bytes(whole[: (len(before) + len(whole)) // 2])  # half a line
+                    raise
+
+            monkeypatch.setattr(module, "append", append)
+
+    def count(self) -> None:
+        self.writes += 1
+        if self.writes == self.left:
+            raise Kill
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_any_of_its_writes_ends_in_the_same_bytes(train, tmp_path, monkeypatch, held):
+    settings = {"steps": 2, "save_every": 1, "validation": {"images": held, "every": 1, "timesteps": 1}, "keep_states": 1}
+    settings |= {"batch_size": 1, "flip": False}
+    names = "adapter.safetensors", "step-000001.safetensors", "best.safetensors", "validation.jsonl", "dataset.json"
+    killer = Killer(monkeypatch)
+    train("whole", **settings)
+    whole = [sha(tmp_path / "whole" / name) for name in names]
+    total = killer.writes
+    assert total > 20
+    for number in range(1, total + 1):
+        killer.writes, killer.left = 0, number
+        with pytest.raises(Kill):
+            train(f"run-{number}", **settings)
+        assert killer.writes == number
+        killer.left = 0
+        train(f"run-{number}", **settings)
+        assert [sha(tmp_path / f"run-{number}" / name) for name in names] == whole, number
+        assert losses_of(tmp_path / "whole") == losses_of(tmp_path / f"run-{number}")
+
+
+def test_what_a_killed_process_had_half_written_is_cleared_away(train, tmp_path):
+    litter = [tmp_path / "run" / "states" / ".step-000002-abc.tmp.pt", tmp_path / "run" / ".config-x1.tmp.toml"]
+    for path in litter:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    train("run")
+    assert not any(path.exists() for path in litter)
 
 
 def command(base: Path, pictures: Path, output: Path) -> list[str]:

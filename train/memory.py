@@ -1,4 +1,4 @@
-"""The figures of docs/memory.md that follow from shapes alone: weights, activations of the VAE, arithmetic of a training step.
+"""The figures of docs/memory.md that follow from shapes alone: weights, activations of the VAE, and what a training step takes.
 
     python train/memory.py        # Markdown tables; a few minutes on one core, no weights and hardly any memory
 
@@ -81,8 +81,8 @@ def decoding(size: int, dtype: torch.dtype, tiling: bool) -> float:
         return peak(lambda: vae.decode(latents).sample)
 
 
-def training(kind: str, size: int, checkpointing: bool) -> float:
-    """TFLOP of one training step: one picture of `size` pixels, attention, rank 8."""
+def step_of(kind: str, size: int, checkpointing: bool) -> Callable[[], None]:
+    """One training step without the optimiser's: one picture of `size` pixels, adapter on the attention, rank 8, in bf16."""
     torch.set_default_dtype(torch.bfloat16)
     config = full_size.configuration(kind, "unet")
     _, unet = full_size.built("UNet2DConditionModel", config)
@@ -101,6 +101,11 @@ def training(kind: str, size: int, checkpointing: bool) -> float:
             said = conditioning.predict(unet, x, t, hint, ids)
         squared_error(said, torch.zeros_like(said)).mean().backward()
 
+    return step
+
+
+def arithmetic(step: Callable[[], None]) -> float:
+    """TFLOP."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / 1e12
@@ -122,9 +127,10 @@ def main() -> None:
         row("GiB for decoding", "fp32", "fp32, tiled", "bf16", "bf16, tiled")
         for size in (512, 1024, 2048):
             row(f"{size}²", *(decoding(size, dtype, tiling) for dtype in (torch.float32, torch.bfloat16) for tiling in (False, True)))
-        row("TFLOP of a training step", "plain", "with gradient checkpointing")
+        row("a training step", "GiB, plain", "GiB, with gradient checkpointing", "TFLOP, plain", "TFLOP, with gradient checkpointing")
         for kind, size in (("sd1", 512), ("sdxl", 512), ("sdxl", 1024)):
-            row(f"{NAMES[kind]}, {size}²", *(training(kind, size, on) for on in (False, True)))
+            cells = (count(step_of(kind, size, on)) for count in (peak, arithmetic) for on in (False, True))
+            row(f"{NAMES[kind]}, {size}²", *cells)
 
 
 if __name__ == "__main__":

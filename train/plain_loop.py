@@ -50,11 +50,11 @@ class Plain:
         self.parameters = [p for p in self.unet.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
         self.unet.train()
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.kept: tuple[list[Tensor], list[Tensor]] | None = None  # latents and embeddings of each picture
         if cached:
             everything = range(len(captions))
             with torch.no_grad():
-                self.kept = torch.cat([self.encode([i]) for i in everything]), torch.cat([self.embed([i]) for i in everything])
+                self.kept = [self.encode([i]) for i in everything], [self.embed([i]) for i in everything]
             self.networks = {}
 
     def begin_with(self, first: Mapping[str, Tensor]) -> None:
@@ -80,7 +80,10 @@ class Plain:
 
     def step(self, rows: Sequence[int], noise: Tensor, timesteps: Tensor) -> float:
         """One optimiser step on the pictures `rows`; its loss. noise (n, c, h, w), timesteps (n,) int64."""
-        latents, context = (self.encode(rows), self.embed(rows)) if self.kept is None else (part[list(rows)] for part in self.kept)
+        if self.kept is None:
+            latents, context = self.encode(rows), self.embed(rows)
+        else:
+            latents, context = (torch.cat([part[i] for i in rows]) for part in self.kept)
         noise, timesteps = noise.to(self.device, self.dtype), timesteps.to(self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         with self.mixed():

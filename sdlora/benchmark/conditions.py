@@ -115,7 +115,8 @@ def active(subject: Subject, name: str, prompt: str) -> Iterator[Active]:
 
     def draw(wanted: Sequence[Request]) -> list[Image.Image]:
         asked = [tagged(request, i, own) for i, request in enumerate(wanted)]
-        return [picture.image for picture in generate(components, asked, batch=subject.batch or len(wanted), named=named)]
+        pictures = generate(components, asked, apply="stacked", batch=subject.batch or len(wanted), named=named)
+        return [picture.image for picture in pictures]
 
     found = Active(draw, texts, components.unet, components.vae.decoder)
     if condition.how is None or condition.own:

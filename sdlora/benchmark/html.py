@@ -17,7 +17,7 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-td { vertical-align: top; } th, td.long { white-space: normal; } td.long { min-width: 9rem; } th { vertical-align: bottom; }
+td { vertical-align: top; } th, td.long { white-space: normal; } td.long { min-width: 13rem; } th { vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 img.plot { width: 100%; min-width: 44rem; background: white; border-radius: 4px; }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); gap: .7rem; }

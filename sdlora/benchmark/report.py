@@ -164,7 +164,7 @@ def published(result: Result, analysis: Analysis) -> str:
         by_name = {n: [s.seconds for s in result.samples if (s.condition, s.prompt) == (n, prompt)] for n in names}
         if all(by_name.values()):
             lines.append((prompt, str(len(by_name[BASE])), *(span(median(times)) for times in by_name.values())))
-    words = {BASE: "without LoRA", "stacked": "with LoRA (stacked)"}
+    words = {BASE: "without LoRA", CONTROL: "without, again", "stacked": "with LoRA (stacked)", "fused": "with LoRA (fused)"}
     return table(("prompt", "runs", *(words.get(name, name) for name in names)), lines)
 
 
@@ -224,10 +224,10 @@ def subject_line(result: Result) -> str:
 
 METHOD = """Every block draws one prompt and seed under all conditions, in a balanced random order, each after a discarded warm-up.
 The ratio is the geometric mean over blocks of the time over the base's time in the same block; its {confidence:g} % interval is a
-studentised bootstrap over blocks. *Equivalent*: two one-sided t tests at {level:.3g} % put the ratio within the margin of {margin},
-that was declared beforehand. Processor time is the same ratio of the time that the process itself had on all cores: other
-programs hardly touch it. *Slower*, *faster*: the interval leaves 1 out. Peak memory is
-{memory}, taken in drawings of its own."""
+studentised bootstrap over blocks. *Equivalent*: two one-sided tests at {level:.3g} %, Student's and the bootstrap's, put the ratio within
+the margin of {margin}, that was declared beforehand. *Slower*, *faster*: the interval leaves 1 out. Processor time is the same ratio of
+the time that the process itself had on all cores: other programs hardly touch it. Peak memory is {memory},
+taken in drawings of its own."""
 
 
 def method(result: Result) -> str:

@@ -30,7 +30,7 @@ class Comparison:
     median_low: float  # bootstrap interval of `median`
     median_high: float
     spread: float  # standard deviation of ln ratio between the blocks
-    equivalence_p: float  # of the two one-sided tests against the margin
+    equivalence_p: float  # of the two one-sided tests against the margin: the larger of Student's and the bootstrap's
     verdict: Verdict
     more_pairs: int | None  # more blocks for a verdict with 90 % probability; 0 if decided, None if beyond MOST_PAIRS
 
@@ -51,7 +51,7 @@ def compare(
     rng = np.random.default_rng(seed)
     low, high = mean_interval(d, confidence, resamples, rng)
     median_low, median_high = median_interval(d, confidence, resamples, rng)
-    p = equivalence_p(d, math.log1p(margin))
+    p = max(equivalence_p(d, math.log1p(margin)), bootstrap_equivalence_p(d, math.log1p(margin), resamples, rng))
     verdict = decide(low, high, p, 1 - confidence)
     more = 0 if verdict != "inconclusive" else more_pairs(d, math.log1p(margin), 1 - confidence)
     return Comparison(
@@ -82,12 +82,17 @@ def mean_interval(d: np.ndarray, confidence: float, resamples: int, rng: np.rand
     if n < FEWEST:
         low, high = stats.t.interval(confidence, n - 1, d.mean(), error)
         return float(low), float(high)
+    below, above = np.quantile(studentised(d, resamples, rng), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(d.mean() - above * error), float(d.mean() - below * error)
+
+
+def studentised(d: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """t = (mean* − mean) / error* of resampled blocks: what takes the place of Student's distribution."""
+    n, error = len(d), d.std(ddof=1) / math.sqrt(len(d))
     drawn = d[rng.integers(n, size=(resamples, n))]
     errors = drawn.std(axis=1, ddof=1) / math.sqrt(n)
     kept = errors > 1e-9 * error  # a resample of one value alone has no t
-    t = (drawn[kept].mean(axis=1) - d.mean()) / errors[kept]
-    below, above = np.quantile(t, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(d.mean() - above * error), float(d.mean() - below * error)
+    return (drawn[kept].mean(axis=1) - d.mean()) / errors[kept]
 
 
 def median_interval(d: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -114,8 +119,21 @@ def equivalence_p(d: np.ndarray, margin: float) -> float:
     error = d.std(ddof=1) / math.sqrt(len(d))
     if error == 0:
         return 0.0 if abs(d.mean()) < margin else 1.0
-    t = stats.t(len(d) - 1)
-    return float(max(t.sf((d.mean() + margin) / error), t.cdf((d.mean() - margin) / error)))
+    below, above = (d.mean() + margin) / error, (d.mean() - margin) / error
+    return float(max(stats.t.sf(below, len(d) - 1), stats.t.cdf(above, len(d) - 1)))
+
+
+def bootstrap_equivalence_p(d: np.ndarray, margin: float, resamples: int, rng: np.random.Generator) -> float:
+    """The same two tests with the studentised bootstrap in place of Student's distribution; 0 for fewer than FEWEST blocks.
+
+    Of noise with a long tail of slow samples Student's test claims too much at the margin: with twelve blocks of exponential
+    noise in 14 of 100 cases instead of 5, both together in 9. Either alone may fail, so that both have to agree.
+    """
+    error = d.std(ddof=1) / math.sqrt(len(d))
+    if len(d) < FEWEST or error == 0:
+        return 0.0
+    t = studentised(d, resamples, rng)
+    return float(max((t <= (d.mean() - margin) / error).mean(), (t >= (d.mean() + margin) / error).mean()))
 
 
 def decide(low: float, high: float, p: float, level: float) -> Verdict:

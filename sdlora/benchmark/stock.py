@@ -74,7 +74,7 @@ class Stock:
         """The pictures of `wanted` in one batch, from the same noise as ours."""
         first, pipeline, factor = wanted[0], self.pipeline, self.components.factor
         height, width = size(self.components, first)
-        streams = noise.streams([request.seed for request in wanted], (pipeline.unet.config.in_channels, height // factor, width // factor))
+        shape = (pipeline.unet.config.in_channels, height // factor, width // factor)
         negative: list[str] | None = [request.negative for request in wanted]
         if self.components.zeros_for_empty and not any(negative or ()):
             negative = None  # SDXL's pipeline tells the U-Net zeros only if there is no negative prompt at all
@@ -85,12 +85,16 @@ class Stock:
             guidance_scale=first.guidance,
             height=height,
             width=width,
-            latents=noise.drawn(streams).to(pipeline.unet.device, pipeline.unet.dtype),
+            latents=noise.drawn(noise.streams([request.seed for request in wanted], shape)).to(pipeline.unet.device, pipeline.unet.dtype),
         ).images
 
 
 def check(request: Request) -> None:
     """SdloraError for a picture that the reference cannot draw as ours: it has Euler on its own schedule, and nothing else."""
+    if request.steps < 2:
+        raise SdloraError(
+            "with a single step diffusers' Euler begins at the schedule's other end, so that the reference needs steps = 2 or more"
+        )
     plain = Request(**{name: getattr(request, name) for name in KNOWN})
     ours = {name: value for name, value in vars(request).items() if name in Request.__dataclass_fields__ and value != getattr(plain, name)}
     if ours:

@@ -16,13 +16,6 @@ CHANNELS = {  # of the U-Net's input, other than 4
     8: "an InstructPix2Pix model",
     9: "an inpainting model",
 }
-DISTILLED = {  # by the transformers of the U-Net's way down, in its order; where those are fewer or shorter than the family's
-    (2, 2, 4, 4): "SSD-1B, a distilled Stable Diffusion XL",
-    (1, 1, 2, 2): "Segmind Vega, a distilled Stable Diffusion XL",
-    (2, 5): "KOALA 700M, a distilled Stable Diffusion XL",
-    (2, 6): "KOALA 1B, a distilled Stable Diffusion XL",
-    (1, 1, 1): "a distilled Stable Diffusion 1.x (BK-SDM, small-sd or tiny-sd)",
-}
 ARCHITECTURES = (  # how modelspec.architecture begins (stable-diffusion-xl-turbo-v1 is XL too), and the family; "" is none of ours
     ("stable-diffusion-v1", "sd1"),
     ("stable-diffusion-v2", "sd2"),
@@ -39,7 +32,6 @@ POSITIONS = {  # their tensor (77, width)
     "sd2": (("positional_embedding",),),
     "sdxl": (("text_model.embeddings.position_embedding.weight",), ("positional_embedding",)),
 }
-DOWN = re.compile(re.escape(unet.PREFIX) + r"input_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)\.")
 REFINER = "conditioner.embedders.0.model."
 BASE_STEPS = 875_000  # `global_step` of Stable Diffusion 2.0's 512-base-ema.ckpt, which predicts ε
 
@@ -105,23 +97,6 @@ def _refuse(file: Contents) -> None:
         raise SdloraError(f"{file.path}: the U-Net takes {channels} channels, not 4: no model that sdlora knows")
     if starts(keys, REFINER):
         raise SdloraError(f"{file.path} is the Stable Diffusion XL refiner, which is no base model; use the base checkpoint")
-
-
-def refuse_distilled(file: Contents) -> None:
-    """SdloraError for a U-Net that is known to have fewer layers than its family's."""
-    what = DISTILLED.get(_depths(file.tensors))
-    if what:
-        raise SdloraError(f"{file.path} is {what}: its U-Net has fewer layers than the model that it was distilled from")
-
-
-def _depths(keys: Iterable[str]) -> tuple[int, ...]:
-    """How many transformer blocks each attention of the U-Net's way down has, in its order."""
-    found: dict[int, set[int]] = {}
-    for key in keys:
-        match = DOWN.match(key)
-        if match:
-            found.setdefault(int(match[1]), set()).add(int(match[2]))
-    return tuple(len(found[place]) for place in sorted(found))
 
 
 def _without_unet(keys: Iterable[str]) -> str:

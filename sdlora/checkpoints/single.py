@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from sdlora.checkpoints import build, clip, unet, vae
+from sdlora.checkpoints import build, clip, distilled, unet, vae
 from sdlora.checkpoints.configs import fitted_text, fitted_unet, fitted_vae, packaged
-from sdlora.checkpoints.identify import TEXTS, Prediction, family_of, getter, prediction_of, refuse_distilled
+from sdlora.checkpoints.identify import TEXTS, Prediction, family_of, getter, prediction_of
 from sdlora.checkpoints.links import Link, given, taken
 from sdlora.checkpoints.opened import Opened, kinds, skeletons
 from sdlora.errors import SdloraError
@@ -100,7 +100,7 @@ def _configs(file: Contents, family: Family, prediction: Prediction, config: Map
     own = config or _stated(file)
     if own:
         return settings | {component: settings[component] | dict(own[component]) for component in kinds(family) if component in own}
-    refuse_distilled(file)
+    distilled.refuse(file)
     try:
         return settings | fitted(file.tensors, family, settings)
     except (KeyError, IndexError) as error:

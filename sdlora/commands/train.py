@@ -9,6 +9,11 @@ import typer
 if TYPE_CHECKING:
     from sdlora.models import Components
     from sdlora.training import TrainConfig
+    from sdlora.training.again import Again
+
+Origin = Annotated[
+    Path | None, typer.Option("--from", metavar="ADAPTER.safetensors", help="Train again with the settings in an adapter's header.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -16,54 +21,125 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    settings: Annotated[list[str], typer.Argument(metavar="[FILE.toml] [KEY=VALUE]…", help="A settings file, and changes to it.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FOLDER | FILE.toml] [KEY=VALUE]…", help="An image folder or a settings file, and changes to it."),
+    ] = None,
+    origin: Origin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and touch nothing.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: make three real steps, and leave nothing behind.")] = False,
+    fit: Annotated[str | None, typer.Option("--fit", metavar="8GB", help="Choose what the settings need to fit this memory.")] = None,
 ) -> None:
     """Train an adapter. Interrupted, even killed: the same command goes on where it stopped, to the same result.
 
+    A folder of pictures is enough: sdlora train pictures
+
     Example: sdlora train configs/emoji-style.toml steps=24 save_every=6 seed=3 output=runs/short
     """
-    from sdlora import config
-    from sdlora.training import TrainConfig
+    from sdlora.errors import SdloraError
 
-    has_file = "=" not in settings[0] or Path(settings[0]).exists()
-    chosen = config.load(TrainConfig, settings[0] if has_file else None, settings[1:] if has_file else settings)
+    if measure and not dry_run:
+        raise SdloraError("--measure belongs to --dry-run; a training tells its speed by itself")
+    chosen, again = chosen_settings(settings or [], origin)
+    if fit is not None:
+        chosen = fitted(chosen, fit)
     if dry_run:
-        from sdlora.training import planning
-
-        typer.echo("\n".join(planning.lines(planning.plan(chosen))))
-        return
-    typer.echo(f"adapter: {carry_out(chosen)}")
+        return plan(chosen, measure)
+    path = carry_out(chosen, again=again)
+    say(f"adapter: {path}", err=False)
 
 
-def carry_out(config: "TrainConfig", progress: bool = True, components: "Components | None" = None) -> Path:
+def say(text: str, err: bool = True) -> None:
+    """A line, from one of several processes only."""
+    from sdlora.training import processes
+
+    if processes.main():
+        typer.echo(text, err=err)
+
+
+def chosen_settings(words: Sequence[str], origin: Path | None) -> "tuple[TrainConfig, Again | None]":
+    """The settings that a folder or file, an adapter's header and overrides come to together; later ones win in that order:
+    what follows from the folder, the header, the file, the overrides."""
+    from sdlora import config
+    from sdlora.errors import SdloraError
+    from sdlora.training import TrainConfig, again, simple
+
+    first, rest = (words[0], list(words[1:])) if words and ("=" not in words[0] or Path(words[0]).exists()) else (None, list(words))
+    folder = Path(first) if first and Path(first).is_dir() else None
+    if not words and origin is None:
+        raise SdloraError("nothing to train on; give a folder of pictures or a settings file, as sdlora train --help shows")
+    if first and folder is None and not first.endswith(".toml") and not Path(first).exists():
+        raise SdloraError(f"{first} does not exist; give a folder of pictures, a settings file (.toml), or settings as key=value")
+    start: dict[str, Any] = {}
+    found = again.read(origin) if origin else None
+    if folder:
+        start = simple.settings(folder, rest, found.settings if found else {}, say)
+    if found:
+        start |= found.settings
+        for note in found.notes:
+            say(f"note: {note}")
+        images = simple.images_of(rest)
+        if images and "output" not in start:
+            start["output"] = str(simple.output(found.settings.get("name") or images.name))
+    chosen = config.load(TrainConfig, None if folder else first, rest, start)
+    return chosen, found
+
+
+def fitted(chosen: "TrainConfig", size: str) -> "TrainConfig":
+    """The settings changed so that they fit, with what was changed and why said."""
+    from sdlora.training import fitting
+
+    found = fitting.fit(chosen, fitting.parse(size))
+    for line in found.reasons:
+        say(line)
+    return found.config
+
+
+def plan(chosen: "TrainConfig", measure: bool) -> None:
+    from sdlora.training import footprint, measuring, planning
+
+    found = planning.plan(chosen)
+    typer.echo("\n".join([*planning.lines(found), *footprint.lines(footprint.estimate(chosen))]))
+    if measure:
+        typer.echo("\n".join(measuring.lines(measuring.measure(chosen), chosen)))
+
+
+def carry_out(config: "TrainConfig", progress: bool = True, components: "Components | None" = None, again: "Again | None" = None) -> Path:
     """Train with samples and prior pictures drawn by sdlora.generation; the adapter's path."""
-    from sdlora import atomic, training
+    from sdlora import atomic, data, training
 
+    found, _ = training.planning.checked(config)
+    if again is not None:
+        for line in training.again.differences(again, config, data.fingerprint(found.examples)):
+            say(f"note: {line}")
     training.plan(config)  # all that can be wrong in the settings, before the weights are read
     atomic.writable_folder(config.output)
     prompts = prompts_of(config)
     if components is None and prompts:  # else the training loads the base itself, and lets go of what it has encoded with
-        components = training.session.loaded(config, lambda text: typer.echo(text, err=True))
+        components = training.session.loaded(config, say)
     draw = sampler(config, components, prompts) if components is not None and prompts else None
     return training.train(config, draw, progress, imagine, components)  # interrupted, it says where it goes on
 
 
 def sampler(config: "TrainConfig", components: "Components", prompts: list[str]) -> Callable[[Path, int], None]:
-    """Draws the samples of a saved adapter onto one sheet: a row per prompt, without and with the adapter."""
-    from sdlora import files, generation, sheet
+    """Draws what is not there of a saved adapter's samples and the base's own, and the grid of all: a row per step, a column per
+    prompt."""
+    from sdlora import files, generation
     from sdlora.generation import Request
+    from sdlora.training import gallery
     from sdlora.training.layout import Layout
 
-    wanted = [Request(text, seed=config.samples.seed, steps=config.samples.steps, guidance=config.samples.guidance) for text in prompts]
-    plain: list[Any] = []  # the base's own pictures do not change
+    place = Layout(config.output)
+    how: dict[str, Any] = {name: getattr(config.samples, name) for name in ("seed", "steps", "guidance")} | {"clip_skip": config.clip_skip}
+    wanted = [Request(text, **how) for text in prompts]
 
     def draw(path: Path, step: int) -> None:
-        plain.extend([] if plain else [picture.image for picture in generation.generate(components, wanted)])
-        adapter = files.load(path, components.modules)
-        drawn = [picture.image for picture in generation.generate(components, wanted, [(adapter, 1.0)])]
-        rows = [list(pair) for pair in zip(plain, drawn, strict=True)]
-        sheet.contact_sheet(rows, prompts, ["base", f"step {step}"], Layout(config.output).sample(step))
+        if not gallery.complete(place, 0, len(prompts)):
+            gallery.save(place, 0, [picture.image for picture in generation.generate(components, wanted)])
+        if not gallery.complete(place, step, len(prompts)):
+            adapter = files.load(path, components.modules)
+            gallery.save(place, step, [picture.image for picture in generation.generate(components, wanted, [(adapter, 1.0)])])
+        gallery.grid(place, prompts)
 
     return draw
 

@@ -103,6 +103,9 @@ def frames(settings: DataSettings, base: Grid) -> Frames:
     for name in ("step", "smallest", "largest"):
         if (value := getattr(chosen, name)) is not None:
             _check(f"buckets.{name}", value, base)
+    for side in sides:
+        if not (chosen.smallest or side) <= side <= (chosen.largest or side):
+            raise SdloraError(f"resolution {side} does not lie between buckets.smallest and buckets.largest")
     near = min(sides) // 8 // base.multiple * base.multiple  # a step of 64 suits sides of 512 and more
     step = chosen.step or max(base.multiple, min(CUSTOMARY, near))
     return Frames(sides, chosen.on, step, chosen.smallest, chosen.largest, chosen.upscale)

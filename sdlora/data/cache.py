@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from sdlora import atomic
 from sdlora.checkpoints.hashes import cache_folder
 from sdlora.data.settings import MEMORY, SHARED
+from sdlora.errors import SdloraError
 
 VERSION = 3  # of how pictures and captions are prepared; a new one leaves all old entries unused
 DAY = 86400.0
@@ -33,33 +35,42 @@ def folder_of(where: str) -> Path | None:
 
 
 class Cache:
-    """Tensors by content: in `folder`, one safetensors file each and written atomically, or in memory where that is None."""
+    """Tensors by content: in `folder`, one safetensors file each and written atomically, or in memory where that is None or takes no
+    files: then only time is lost."""
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
         self.made = 0  # how many were computed here and not found
+        self.problem: str | None = None  # why the folder takes no files, once it has refused one
         self._memory: dict[str, dict[str, Tensor]] = {}
 
     def get(self, facts: tuple[object, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors that `make` gives, by name, computed only if none are kept for these facts, of which the first is their kind."""
         key = hashlib.sha256(repr((VERSION, *facts)).encode()).hexdigest()
-        if self.folder is not None:
-            return self._stored(self.folder / f"v{VERSION}" / str(facts[0]) / key[:2] / f"{key}{SUFFIX}", make)
+        if self.folder is not None and key not in self._memory:
+            return self._stored(key, self.folder / f"v{VERSION}" / str(facts[0]) / key[:2] / f"{key}{SUFFIX}", make)
         if key not in self._memory:
             self._memory[key] = self._compute(make)
         return self._memory[key]
 
-    def _stored(self, path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _stored(self, key: str, path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         try:
             tensors = load_file(path)
-            os.utime(path)
-            return tensors
-        except (SafetensorError, OSError):
-            pass  # not there, or damaged from outside: computed anew
-        tensors = self._compute(make)
-        with atomic.replacing(path) as temporary:
-            save_file(tensors, temporary)
+        except (SafetensorError, OSError):  # not there, or damaged from outside: computed anew
+            tensors = self._compute(make)
+            self._write(key, path, tensors)
+        else:
+            with suppress(OSError):  # another's folder
+                os.utime(path)
         return tensors
+
+    def _write(self, key: str, path: Path, tensors: dict[str, Tensor]) -> None:
+        try:
+            with atomic.replacing(path) as temporary:
+                save_file(tensors, temporary)
+        except (OSError, SafetensorError, SdloraError) as error:
+            self.problem = str(error).partition("; ")[0]
+            self._memory[key] = tensors
 
     def _compute(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         self.made += 1
@@ -109,14 +120,10 @@ def remove(kept: list[Kept]) -> int:
     """Delete the entries, and the folders that are empty then; how many bytes that frees."""
     freed = 0
     for one in kept:
-        try:
+        with suppress(OSError):  # gone already, or not ours to delete
             one.path.unlink()
             freed += one.bytes
-        except OSError:
-            continue  # gone already, or not ours to delete
     for folder in sorted({parent for one in kept for parent in list(one.path.parents)[:3]}, key=lambda path: -len(path.parts)):
-        try:
+        with suppress(OSError):  # not empty
             folder.rmdir()
-        except OSError:
-            pass  # not empty
     return freed

@@ -228,7 +228,7 @@ def _orphans(settings: DataSettings, found: Sequence[Path], seen: _Seen) -> None
         if alone:
             seen.tell("orphan", alone)
         table = metadata.find(place)
-        if table and (missing := table.missing()):
+        if table and (missing := table.missing(folder.SUFFIXES)):
             seen.tell("orphan", [place / name for name in missing], f"named in {table.path.name}")
 
 

@@ -48,7 +48,7 @@ class Entry:
     repeats: int
     rule: Folder
     caption: str | None  # for want of its own
-    table: Metadata | None
+    tables: tuple[Metadata, ...]  # the nearest first
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,15 @@ def entries(settings: DataSettings) -> list[Entry]:
     """The picture files. SdloraError for a missing or empty folder."""
     root = existing(settings.images)
     rules = {_placed(root, rule): rule for rule in settings.folders}
-    table = metadata.read(settings.metadata) if settings.metadata else None
+    tables = (metadata.read(settings.metadata),) if settings.metadata else ()
     output = getattr(settings, "output", None)
-    found = list(_entries(root, root, rules, table, settings, output))
+    found = list(_entries(root, root, rules, tables, output))
     for path in (path for path in rules if not path.is_relative_to(root.absolute())):
-        found += _entries(path, path, rules, table, settings, output)
+        found += _entries(path, path, rules, tables, output)
     if settings.regularisation:
         regular = existing(settings.regularisation)
         rules.setdefault(regular.absolute(), Folder(path=str(regular), regularisation=True))
-        found += _entries(regular, regular, rules, None, settings, output)
+        found += _entries(regular, regular, rules, (), output)
     if not found:
         raise SdloraError(f"no images in {root}; put {', '.join(s[1:] for s in SUFFIXES)} files there")
     return found
@@ -125,8 +125,8 @@ def existing(folder: Path) -> Path:
 def example(entry: Entry, settings: DataSettings) -> Example:
     """The picture with its captions, prefix and trigger in front of them. SdloraError if it has none."""
     rule = entry.rule
-    found = captions.read(entry.path, settings.caption_lines) or (entry.table.of(entry.path) if entry.table else ())
-    defaults = (rule.caption, None if rule.regularisation else settings.caption, entry.caption)
+    found = captions.read(entry.path, settings.caption_lines) or next(filter(None, (table.of(entry.path) for table in entry.tables)), ())
+    defaults = (rule.caption, entry.caption, None if rule.regularisation else settings.caption)  # the nearest first
     fallback = next((caption for caption in defaults if caption is not None), None)
     if not found and fallback is None:
         raise SdloraError(
@@ -165,21 +165,20 @@ def _described(one: Example) -> str:
     return f"{one.digest} {one.caption}" + (f" {more}" if more != ((), 1, 1.0, False, None) else "")
 
 
-def _entries(
-    folder: Path, root: Path, rules: dict[Path, Folder], table: Metadata | None, settings: DataSettings, output: Path | None
-) -> Iterator[Entry]:
+def _entries(folder: Path, root: Path, rules: dict[Path, Folder], tables: tuple[Metadata, ...], output: Path | None) -> Iterator[Entry]:
     """Of `folder` and, after its own, of all below it. Hidden ones and the run folder are left out."""
     rule, (repeats, caption) = _rule(folder, root, rules), _named(folder, root)
     repeats = rule.repeats or repeats
-    table = table or metadata.find(folder)
+    own = metadata.find(folder)
+    tables = (own, *tables) if own else tables
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     name = root.name if folder == root else folder.relative_to(root).as_posix()
     for path in inside:
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.stem.endswith(MASK) and repeats:
-            yield Entry(path, name, repeats, rule, caption, table)
+            yield Entry(path, name, repeats, rule, caption, tables)
     for path in inside:
         if path.is_dir() and not (output and path.absolute() == Path(output).absolute()):
-            yield from _entries(path, root, rules, table, settings, output)
+            yield from _entries(path, root, rules, tables, output)
 
 
 def _rule(folder: Path, root: Path, rules: dict[Path, Folder]) -> Folder:

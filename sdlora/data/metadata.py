@@ -1,7 +1,7 @@
 """Captions in one file for many images: Hugging Face's metadata.jsonl, kohya's JSON Lines, and kohya's JSON of captions and tags."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ class Metadata:
         """The captions of `image`, () where it is not named: by its path, absolute or from here, with its suffix or without."""
         return next((self.captions[name] for name in _names(image, self.path.parent) if name in self.captions), ())
 
-    def missing(self) -> list[str]:
-        """The names with a suffix that no file has."""
-        return [name for name in self.captions if Path(name).suffix and not (self.path.parent / name).exists()]
+    def missing(self, suffixes: Collection[str]) -> list[str]:
+        """The names with one of the suffixes that no file has."""
+        named = (name for name in self.captions if Path(name).suffix.lower() in suffixes)
+        return [name for name in named if not (self.path.parent / name).exists()]
 
 
 def _names(image: Path, folder: Path) -> Iterator[str]:

@@ -4,13 +4,13 @@ What a picture asks for and this machine has not is an error; what sdlora does n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdlora import images, models
-from sdlora.drawing import origins, places
-from sdlora.drawing.settings import PICTURE, Drawing, scope
+from sdlora.drawing import origins, places, reading
+from sdlora.drawing.settings import PICTURE, scope
 from sdlora.errors import SdloraError
 from sdlora.generation import record
 from sdlora.generation.noise import source_name
@@ -18,20 +18,12 @@ from sdlora.generation.upscale import upscaler
 from sdlora.infotext import CONTENTS, FORBIDDEN, Infotext
 from sdlora.models import Components
 from sdlora.prompts import extract, library
+from sdlora.strength import strength as strength_of
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 SILENT = {"Version", "User", "Hashes", "Lora hashes", "Model", "VAE"}  # used elsewhere here, or without a part in the picture
-OURS = {
-    "base",
-    "adapters",
-    "version",
-    "device",
-    "original_size",
-    "crop",
-    "target_size",
-    "condition",
-    *origins.NAMES,
-}  # of the JSON, likewise
+LATER = {"original_size", "crop", "target_size", "precision", "apply", *origins.NAMES}  # of the JSON: taken in a way of their own
+READ = LATER | {"prompt", "seed", "base", "adapters", "version", "device"}
 
 
 @dataclass(frozen=True)
@@ -54,9 +46,11 @@ def recalled(path: str | Path, folders: Sequence[str | Path] = (), given: Mappin
     """
     carried, said, pictures = images.carried(path), given or {}, dict[str, Any]()
     if carried.settings is not None and "prompt" in carried.settings:
-        found = _own(carried.settings, Path(path).name)
-        wanted = carried.settings.get("adapters", [])
-        pictures = origins.found(carried.settings, Path(path), said)
+        try:
+            found, wanted = _own(carried.settings, Path(path).name), [_adapter(a) for a in carried.settings.get("adapters", [])]
+            pictures = origins.found(carried.settings, Path(path), said)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise SdloraError(f"the settings in {path} are damaged ({error}); it cannot be drawn again") from error
     elif carried.text is not None:
         found, wanted = _foreign(carried.text, Path(path).name), _tagged(carried.text)
         origins.check(found.settings, said, found.source)
@@ -98,21 +92,31 @@ def check(found: Recalled, components: Components, given: Mapping[str, Any]) -> 
 
 def _own(carried: Mapping[str, Any], source: str) -> Recalled:
     """The settings of the JSON by Drawing's names."""
-    names = {f.name for f in fields(Drawing)}
-    taken = {key: value for key, value in carried.items() if key in names - OURS and value is not None}
-    unknown = sorted(carried.keys() - names - OURS)
+    names = set(scope(PICTURE))  # what a picture says of files and folders of this machine is not listened to
+    taken = {key: value for key, value in carried.items() if key in names - READ}
+    unknown = sorted(carried.keys() - names - READ)
     base = carried.get("base", {})
-    settings: dict[str, Any] = {**taken, "prompt": (carried["prompt"],), "seed": str(carried["seed"])}
+    sides = [carried.get("height"), carried.get("width")]
     for name, key in (("original", "original_size"), ("crop", "crop"), ("target", "target_size")):
-        if key in carried:
-            settings[name] = "x".join(map(str, carried[key]))
-    if "precision" in carried:
-        settings["precision"] = PRECISIONS.get(carried["precision"], carried["precision"])
-    settings |= {key: base[key] for key in ("prediction", "tiling") if key in base}
+        if key in carried and (name == "crop" or list(carried[key]) != sides):  # else it follows the picture's own size
+            taken[name] = "x".join(str(int(number)) for number in carried[key])
+    taken |= {"apply": carried["apply"]} if "apply" in carried else {}
+    taken |= {"precision": PRECISIONS.get(carried["precision"], carried["precision"])} if "precision" in carried else {}
+    taken |= {key: base[key] for key in ("prediction", "tiling") if key in base}
+    said = {**taken, "prompt": [str(carried["prompt"])], "seed": str(int(carried["seed"]))}
+    settings = reading.checked(said, f"in {source}", Path.cwd())
     warnings = tuple(f"{source} has the setting {key}, which this version of sdlora does not know; it is left out" for key in unknown)
     vae = base.get("vae", {})
     model = base.get("name", ""), base.get("model") or base.get("hash", "")
     return Recalled(settings, warnings, source, model, (vae.get("name", ""), vae.get("hash", "")), carried.get("device", ""))
+
+
+def _adapter(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the JSON says of an adapter: its file's name, its strength, its hash, and the tag that it stands in the prompt by."""
+    strength = str(strength_of(said["strength"]))
+    return {"file": str(said["file"]), "strength": strength, "hash": str(said.get("hash", ""))} | (
+        {"tag": said["tag"]} if "tag" in said else {}
+    )
 
 
 # --- AUTOMATIC1111's
@@ -145,17 +149,17 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Sigma tmax": _as("s_tmax", float),
     "Sigma noise": _as("s_noise", float),
     "Emphasis": _as("emphasis"),
+    "ENSD": _as("ensd", int),
     "Variation seed": _as("variation_seed", int),
     "Variation seed strength": _as("variation_strength", float),
-    "ENSD": _as("ensd", int),
-    "Denoising strength": _as("denoise", float),
+    "Denoising strength": _as("denoise", float),  # of the second pass, where there is one: see _foreign
     "Hires upscale": _as("hires", float),
     "Hires steps": _as("hires_steps", int),
     "Hires upscaler": _as("hires_upscaler", lambda text: upscaler(text).name),
     "Mask blur": _as("mask_blur", float),
-    "Masked content": _as("masked_content", lambda text: {content: name for name, content in CONTENTS.items()}[text]),
-    "Masked area padding": _as("only_masked", int),
     "Inpaint area": lambda text: {},
+    "Masked area padding": _as("only_masked", int),
+    "Masked content": _as("masked_content", lambda text: {content: name for name, content in CONTENTS.items()}[text]),
     "Model hash": lambda text: {},
     "VAE hash": lambda text: {},
 }
@@ -179,7 +183,7 @@ def _foreign(text: Infotext, source: str) -> Recalled:
             warnings.append(f"{source} says {key}: {value[:60]}, which cannot be read; it is left out")
         else:
             settings |= {name: given for name, given in found.items() if name in names}
-    if "hires" in settings and "denoise" in settings:
+    if "denoise" in settings and any(key.startswith("Hires") for key in text.fields):
         settings["hires_denoise"] = settings.pop("denoise")  # one name for both, since AUTOMATIC1111 never has both
     if not own and "width" in settings:
         settings["floor"] = True

@@ -73,8 +73,5 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write(folder: Path, plan: Plan) -> None:
     text = json.dumps({"version": VERSION, "pictures": plan.entries}, indent=1, ensure_ascii=False)
-    try:
-        with replacing(folder / NAME) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SdloraError(f"cannot write {folder / NAME}: {error.strerror or error}; make room or choose another folder") from error
+    with replacing(folder / NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from sdlora.errors import SdloraError
 from sdlora.generation import Request, parse_adapter, parse_pair, parse_seeds
 from sdlora.strength import Strength
 
-TRANSLATED = {"prompt", "seed", "adapter", "original", "crop", "target"}  # the other settings of a picture are Request's by name
+TRANSLATED = {"prompt", "seed", "adapter", "original", "crop", "target"}  # the others are Request's
 PLAIN = tuple(name for name in scope(PICTURE) if name in {f.name for f in fields(Request)} - TRANSLATED)
 
 

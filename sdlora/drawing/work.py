@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from sdlora import atomic, files, generation, hardware, images
 from sdlora.drawing import origins, places, preview, prompt_files, reading, recall, runs
+from sdlora.drawing.batches import batches
 from sdlora.drawing.crew import Crew
 from sdlora.drawing.recall import Recalled
 from sdlora.drawing.settings import Drawing
@@ -20,9 +21,6 @@ from sdlora.prompts import extract, library
 
 Say = Callable[[str], None]
 Bar = Callable[[int], AbstractContextManager[Callable[[int], None]]]  # steps in all -> what is told of each step's pictures
-
-# What has a value of its own in every picture and yet lets pictures share a batch; the sampler's options are in `method`.
-FREE = {"prompt", "negative", "seed", "guidance", "clip_skip", "emphasis", "original", "crop", "target", "tagged", "sampler", "schedule"}
 
 
 def quiet(total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -45,7 +43,8 @@ def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Pat
     if source is None:
         return reading.merged(said), None
     found = recall.recalled(source, said.get("adapters", ()), said)
-    return reading.merged(found.settings, said), found
+    own = {name: value for name, value in found.settings.items() if name != "prompt" or "prompts" not in said}
+    return reading.merged(own, said), found
 
 
 def carry_out(drawing: Drawing, say: Say = lambda text: None, bar: Bar = quiet) -> list[Path]:
@@ -86,9 +85,10 @@ def resumed(
     crew.wait()  # until everybody has seen the same folder
     if crew.first:
         runs.write(folder, plan)
-    mine = crew.share([i for i in sorted_for_batches(wanted) if i in plan.missing])
+    together = [batch for batch in batches(components, wanted, drawing.apply, drawing.batch) if plan.missing.intersection(batch)]
     named = [folder / name for name in plan.names]
-    _run(components, drawing, [wanted[i] for i in mine], [named[i] for i in mine], bar if crew.first else None)
+    saving = _Saving(components, drawing, {id(wanted[i]): named[i] for i in plan.missing})
+    saving.run([[wanted[i] for i in batch] for batch in crew.share(together)], bar if crew.first else quiet)
     crew.wait()
     return Result([named[i] for i in sorted(plan.missing)], perf_counter() - start, [], plan.known, named)
 
@@ -116,28 +116,20 @@ def draw(
 ) -> Iterator[Picture]:
     """The pictures in the order of `wanted`, with the adapters that each request names; all checked before the first is drawn.
 
-    Neighbours share batches: see `sorted_for_batches`. `drawing` says how, its prompts and seeds are not looked at.
+    `drawing` says how; its prompts and seeds are not looked at.
     """
+    return generation.generate(components, wanted, callback=callback, say=say, batch=drawing.batch, **_ways(components, drawing, wanted))
+
+
+def _ways(components: Components, drawing: Drawing, wanted: Sequence[Request]) -> dict[str, Any]:
+    """Further arguments of `generate`; the adapters of all `wanted`, loaded."""
     budget = None if drawing.adapter_memory is None else files.parse_bytes(drawing.adapter_memory, "--adapter-memory")
     found = {name: Path(path) for request in wanted for name, path in request.tagged}
     found |= {path: Path(path) for request in wanted for path, _ in request.adapters}
     named = generation.load_named(components, found, files.Library(budget))
     origins.remember(wanted)
     places.remember({record.hashes(path)["hash"]: str(path) for path in found.values()})
-    where = hardware.device(drawing.device) if drawing.offload else None
-    ways: dict[str, Any] = {"named": named, "offload": where, "batch": drawing.batch, "apply": drawing.apply, "callback": callback}
-    return generation.generate(components, wanted, say=say, **ways)
-
-
-def sorted_for_batches(wanted: Sequence[Request]) -> list[int]:
-    """The places of the requests, in such an order that those which can share a batch are neighbours; else as they came."""
-    groups: dict[Any, list[int]] = {}
-    names = [f.name for f in fields(Request) if f.name not in FREE]
-    for i, request in enumerate(wanted):
-        tags = tuple((tag.name, str(tag.strength)) for tag in request.tags)
-        same = (request.method, request.guided, tags, *(getattr(request, name) for name in names))
-        groups.setdefault(repr(same), []).append(i)
-    return [i for group in groups.values() for i in group]
+    return {"named": named, "offload": hardware.device(drawing.device) if drawing.offload else None, "apply": drawing.apply}
 
 
 def _tagged(wanted: Sequence[Request], drawing: Drawing, say: Say) -> list[Request]:
@@ -175,18 +167,53 @@ def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request
     return Result(paths, perf_counter() - start, pictures)
 
 
-def _run(components: Components, drawing: Drawing, wanted: Sequence[Request], paths: Sequence[Path], bar: Bar | None) -> None:
-    """Under names that are settled."""
-    done = 0
-    with (bar or quiet)(sum(generation.steps(components, request) for request in wanted)) as advance:
-        places_of = {id(request): path for request, path in zip(wanted, paths, strict=True)}
+@dataclass(frozen=True, eq=False)
+class _Saving:
+    """Pictures of a run on their way to the files that they are to have."""
+
+    components: Components
+    drawing: Drawing
+    paths: Mapping[int, Path]  # by the identity of the request; of those in a batch that are missing
+
+    def run(self, together: Sequence[list[Request]], bar: Bar) -> None:
+        """Draw the batches. A picture that turns into NaN is said at the end, and leaves the others in peace; a full disk stops it all."""
+        everything = [request for batch in together for request in batch]
+        wanted = sum(id(request) in self.paths for request in everything)
+        lost: list[SdloraError] = []
+        done = 0
+        with bar(sum(generation.steps(self.components, request) for request in everything)) as advance:
+            callback = _callback(self.components, self.drawing, advance)
+            ways = _ways(self.components, self.drawing, everything)
+            streams = [generation.generate(self.components, batch, batch=len(batch), callback=callback, **ways) for batch in together]
+            try:
+                for stream in streams:
+                    for picture in _until_lost(stream, lost):
+                        done += self._save(picture)
+            except SdloraError as error:
+                raise SdloraError(f"{error} ({done} of {wanted} pictures are drawn; the same command goes on)") from error
+        if lost:
+            raise SdloraError(f"{lost[0]} ({done} of {wanted} pictures are drawn, {wanted - done} are not)") from lost[0]
+
+    def _save(self, picture: Picture) -> int:
+        """How many files it made: none for a neighbour that is there already."""
+        path = self.paths.get(id(picture.request))
+        if path is None:
+            return 0
+        images.save(picture.image, path, record.settings(self.components, picture.request, picture.apply), self.drawing.quality)
+        return 1
+
+
+def _until_lost(stream: Iterator[Picture], lost: list[SdloraError]) -> Iterator[Picture]:
+    """A batch's pictures; its error goes to `lost`."""
+    while True:
         try:
-            for picture in draw(components, drawing, wanted, _callback(components, drawing, advance)):
-                path = places_of[id(picture.request)]  # a picture that turns into NaN is left out, and said when its batch is done
-                images.save(picture.image, path, record.settings(components, picture.request, picture.apply), drawing.quality)
-                done += 1
+            picture = next(stream)
+        except StopIteration:
+            return
         except SdloraError as error:
-            raise SdloraError(f"{error} ({done} of {len(paths)} pictures are drawn; the same command goes on)") from error
+            lost.append(error)
+            return
+        yield picture
 
 
 def _callback(components: Components, drawing: Drawing, advance: Callable[[int], None]) -> Callable[[State], None]:

@@ -1,6 +1,6 @@
 """Adapters on disk: safetensors in one of the dialects of `formats`, strict to read, atomic and deterministic to write."""
 
-from sdlora.files.container import read_metadata, serialised
+from sdlora.files.container import located, read_metadata, serialised
 from sdlora.files.description import describe
 from sdlora.files.hashes import hashes
 from sdlora.files.header import SETTINGS, header
@@ -19,6 +19,7 @@ __all__ = [
     "header",
     "load",
     "load_reported",
+    "located",
     "parse_bytes",
     "read",
     "read_metadata",

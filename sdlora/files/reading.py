@@ -38,7 +38,7 @@ def load_reported(path: str | Path, modules: Mapping[str, nn.Module], allow_miss
     if found.unknown and not allow_missing:
         raise SdloraError(
             f"{path}: {len(found.unknown)} of its tensors belong to no layer of a LoRA, for example {found.unknown[0]}; "
-            "pass allow_missing=True to leave them out"
+            "the file is damaged, or holds more than a LoRA (in Python allow_missing=True leaves them out)"
         )
     fitted = {name: _fitted(adapter.layers[name], layers[name]) for name in found.matched}
     adapter = Adapter(fitted, adapter.metadata)

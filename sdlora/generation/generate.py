@@ -126,7 +126,7 @@ def _batches(
     """Neighbours that can share the calls of the U-Net."""
 
     def many(request: Request) -> int:
-        return batch or max(1, POSITIONS * components.factor**2 // largest(passes(components, request)))
+        return batch or full(components, request)
 
     chosen = [(request, adapters.chosen(request, weighted, named)) for request in requests]
     for request, _ in chosen:
@@ -134,14 +134,19 @@ def _batches(
     ways = adapters.ways(components, chosen, apply, many)
     bases = [adapters.levelled(components, wanted, named) for _, wanted in chosen]
     pictures = [(request, wanted, way, base) for (request, wanted), way, base in zip(chosen, ways, bases, strict=True)]
-    for _, run in groupby(pictures, lambda picture: (_alike(components, *picture[:3]), picture[3] is components)):
-        alike = list(run)
-        most = many(alike[0][0])
-        for part in (alike[i : i + most] for i in range(0, len(alike), most)):
+    for _, run in groupby(pictures, lambda picture: (alike(components, *picture[:3]), picture[3] is components)):
+        like = list(run)
+        most = many(like[0][0])
+        for part in (like[i : i + most] for i in range(0, len(like), most)):
             yield Group([picture[0] for picture in part], [picture[1] for picture in part], *part[0][2:])
 
 
-def _alike(components: Components, request: Request, wanted: list[Wanted], way: str) -> tuple[Any, ...]:
+def full(components: Components, request: Request) -> int:
+    """How many pictures like this one are drawn together by default."""
+    return max(1, POSITIONS * components.factor**2 // largest(passes(components, request)))
+
+
+def alike(components: Components, request: Request, wanted: list[Wanted], way: str) -> tuple[Any, ...]:
     """What requests of one batch have in common: their adapters too, where these are fused."""
     common = request.steps, request.method, request.noise, request.guided, request.init is None, request.upscaler, way
     return passes(components, request), *common, adapters.same(wanted) if way == "fused" else None

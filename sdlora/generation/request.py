@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from sdlora import files
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation import demands
 from sdlora.generation.noise import source_name
@@ -167,15 +168,16 @@ def parse_pair(text: str, option: str) -> Pair:
 def parse_adapter(text: str) -> tuple[Path, Strength]:
     """ "style.safetensors=0.8" -> its path and strength, in the grammar of sdlora/strength.py; without "=…" the strength is 1.
 
-    SdloraError if there is no such file. A file may have an = in its name: the longest name that exists is meant.
+    A folder that PEFT or diffusers saved stands for the adapter's file in it. SdloraError if there is no such file. A file may have
+    an = in its name: the longest name that exists is meant.
     """
     cuts = [len(text), *(i for i in range(len(text) - 1, 0, -1) if text[i] == "=")]
-    cut = next((i for i in cuts if Path(text[:i]).is_file()), None)
+    cut = next((i for i in cuts if Path(text[:i]).exists()), None)
     if cut is None:
         name = text.partition("=")[0]
         raise SdloraError(f"--adapter {text!r}: there is no file {name!r}; check the path")
     try:
-        return Path(text[:cut]), parse(text[cut + 1 :]) if cut < len(text) else strength(1)
+        return files.located(text[:cut]), parse(text[cut + 1 :]) if cut < len(text) else strength(1)
     except SdloraError as error:
         raise SdloraError(f"--adapter {text!r}: {error}") from error
 

@@ -79,7 +79,7 @@ def _samples(source: Source, config: TrainConfig, step: int, micro: int, timeste
         tuple(_caption(row, card, source, config) for row, card in zip(rows, cards, strict=True)),
         time_ids([view.sizes for view in views]),
         torch.tensor([row.weight for row in rows]) * (source.weight / (size * config.accumulate)),
-        _masks(views),
+        _masks(views, source, config, numbers),
         _extra(latents, source, config, numbers),
     )
 
@@ -96,10 +96,11 @@ def _caption(row: Row, card: Card, source: Source, config: TrainConfig) -> str |
     return row.wordings[card.showing % len(row.wordings)]
 
 
-def _masks(views: Sequence[View]) -> Tensor | None:
+def _masks(views: Sequence[View], source: Source, config: TrainConfig, numbers: range) -> Tensor | None:
     if all(view.mask is None for view in views):
         return None
-    return torch.stack([torch.ones_like(view.latents[:1]) if view.mask is None else view.mask for view in views])
+    masks = torch.stack([torch.ones_like(view.latents[:1]) if view.mask is None else view.mask for view in views])
+    return noising.weights(masks, config.loss, config.seed, source.name, numbers)
 
 
 def _extra(latents: Tensor, source: Source, config: TrainConfig, numbers: range) -> Tensor | None:

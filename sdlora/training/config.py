@@ -10,7 +10,7 @@ from sdlora.apply.targets import DEFAULT, TARGETS
 from sdlora.config import BaseModelName, Settings
 from sdlora.data.settings import DataSettings
 from sdlora.errors import nearest
-from sdlora.training import contradictions
+from sdlora.training import contradictions, intervals
 from sdlora.training.optimizers import KINDS
 from sdlora.training.tables import Count, CountOrNone, Dropout, Ema, Loss, Noise, NotNegative, Optimizer, Rate, Timesteps
 
@@ -45,6 +45,28 @@ class Samples(Settings):
     seed: int = 1  # the same for all prompts
     steps: Count = 20
     guidance: NotNegative = 5.0
+
+
+class Validation(Settings):
+    """A loss on pictures that are not trained on, with noise and timesteps that never change; of all saved and validated steps the
+    best is kept. It touches nothing of the training."""
+
+    images: Path | None = None  # a folder of such pictures with captions
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # or the share of the image folder to hold out, chosen by content
+    every: Count | None = None  # steps between validations, beside those at the start and the end; None: a tenth of the run
+    timesteps: Count = 8  # per picture, one in the middle of each equal stratum
+
+    @property
+    def on(self) -> bool:
+        return self.images is not None or self.fraction > 0
+
+    @model_validator(mode="after")
+    def _clear(self) -> "Validation":
+        if self.images is not None and self.fraction > 0:
+            raise ValueError("validation has both images and a fraction; leave one of them out")
+        if not self.on and (self.every is not None or self.timesteps != 8):
+            raise ValueError("validation has settings but no pictures; give validation.images or validation.fraction, or leave them out")
+        return self
 
 
 class Part(Settings):
@@ -103,7 +125,11 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
     stratified: bool = True  # each timestep of a batch from a stratum of its own: less noise in the gradient, the same mean
 
     seed: Annotated[int, Field(ge=0)] = 0
-    save_every: CountOrNone = 100  # steps between saved adapters, states and samples; 0: only at the end
+    init: Path | None = None  # an adapter file whose weights the training starts with
+    save_every: CountOrNone | str = 100  # steps between saved adapters, states and samples, or "1 epoch"; 0: only at the end
+    keep_states: CountOrNone = 3  # the newest states stay, so that a damaged one falls back to the one before; 0: all
+    keep_checkpoints: CountOrNone = 0  # the newest of the adapters saved on the way; 0: all. The best and the last always stay
+    trackers: tuple[str, ...] = ()  # that are told the metrics as well, by accelerate's names: tensorboard, wandb, …
     device: str = "auto"  # cuda, mps or cpu
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of base and products; trained numbers, loss and optimiser are fp32
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
@@ -118,6 +144,13 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
     ema: Ema = Ema()
     prior: Prior = Prior()
     samples: Samples = Samples()
+    validation: Validation = Validation()
+
+    @model_validator(mode="after")
+    def _saving(self) -> "TrainConfig":
+        if not intervals.valid(self.save_every):
+            raise ValueError(f'save_every is {self.save_every!r}; write a number of steps, or "1 epoch"')
+        return self
 
     @model_validator(mode="after")
     def _targets_exist(self) -> "TrainConfig":
@@ -155,6 +188,11 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
     def learning(self) -> list[str]:
         """The components that are trained."""
         return [name for name in COMPONENTS if name in {component_of(target) for target in self.parts}]
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder is trained."""
+        return any(component != UNET for component in self.learning)
 
     def rate(self, component: str) -> float:
         """The largest learning rate of one of `learning`, once the settings are settled."""
@@ -196,7 +234,7 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
             "min_snr": self.min_snr if weighting == "min_snr" else 0.0,
             "loss": self.loss.model_copy(update={"weighting": weighting}),
             "output": self.output.absolute(),
-            **{name: path.absolute() for name in ("images", "regularisation", "metadata", "vae") if (path := getattr(self, name))},
+            **{n: path.absolute() for n in ("images", "regularisation", "metadata", "vae", "init") if (path := getattr(self, n))},
         }
         return self.model_copy(update=changes)
 

@@ -82,6 +82,9 @@ def loss(c: "TrainConfig") -> Iterator[str]:
             yield f"loss.{name} has no effect without loss.weighting={weighting}"
     if own.snr_range is not None and not 0 <= own.snr_range[0] < own.snr_range[1]:
         yield f"loss.snr_range is {list(own.snr_range)}; it should be two numbers that rise, none below 0"
+    for name in ("unmasked_weight", "unmasked_probability"):
+        if getattr(own, name) and c.masks == "off":
+            yield f"loss.{name} has no effect with masks=off; it belongs to masks=alpha and masks=files"
     if own.p2_k == 0 and own.p2_gamma != 0:
         yield "loss.p2_k is 0: the weight of pure noise would be infinite; take 1"
 

@@ -9,9 +9,12 @@ from sdlora.errors import SdloraError
 from sdlora.training.config import TrainConfig
 
 # What may differ between the command that began a run and the one that goes on with it: nothing of this changes the adapter.
-# The contents of PLACES, with captions, repeats, weights and masks, are compared by their hash instead.
-PLACES = {"images", "folders", "regularisation", "metadata", "strict"}
-FREE = PLACES | {"output", "save_every", "cache", "samples", "device", "gradient_checkpointing", "explosion"}
+# The contents of PLACES, with captions, repeats, weights and masks, and of an adapter to begin with are compared by their hashes instead.
+PLACES = ("images", "folders", "regularisation", "metadata", "strict", "init")
+HERE = ("output", "save_every", "keep_states", "keep_checkpoints", "trackers", "cache", "samples", "device")
+FREE: dict[str, Any] = dict.fromkeys((*PLACES, *HERE, "gradient_checkpointing", "explosion"), True) | {
+    "validation": {"images", "every", "timesteps"}
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,24 @@ class Layout:
         return self.folder / "metrics.jsonl"
 
     @property
-    def state(self) -> Path:
-        return self.folder / "state.pt"
+    def validation(self) -> Path:
+        return self.folder / "validation.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "dataset.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.folder / "environment.json"
+
+    @property
+    def trackers(self) -> Path:
+        return self.folder / "trackers"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.safetensors"
 
     @property
     def adapter(self) -> Path:
@@ -38,12 +57,29 @@ class Layout:
     def prior(self) -> Path:
         return self.folder / "prior"
 
+    def state(self, step: int) -> Path:
+        return self.folder / "states" / f"step-{step:06d}.pt"
+
+    @property
+    def states(self) -> list[Path]:
+        """Those that are there, the oldest first."""
+        return sorted((self.folder / "states").glob("step-*.pt"))
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The adapters saved on the way, the oldest first."""
+        return sorted(self.folder.glob("step-*.safetensors"))
+
     def checkpoint(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.safetensors"
 
-    def sample(self, step: int) -> Path:
-        """Where a `draw` callback puts its picture of step `step`; one that is there is not drawn again."""
-        return self.folder / "samples" / f"step-{step:06d}.png"
+    def sample(self, step: int, number: int = 1) -> Path:
+        """Where a `draw` callback puts its picture of prompt `number` (from 1) at step `step`."""
+        return self.folder / "samples" / f"step-{step:06d}-{number}.png"
+
+    @property
+    def grid(self) -> Path:
+        return self.folder / "samples" / "grid.png"
 
 
 def agree(layout: Layout, wanted: TrainConfig) -> None:
@@ -74,8 +110,10 @@ def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, An
 
 
 def begin(layout: Layout, settings: TrainConfig) -> None:
-    """Make the folder and write the settings into it."""
+    """Make the folder, clear away what a killed process had half written there, and write the settings into it."""
     atomic.writable_folder(layout.folder)
+    for half in layout.folder.rglob(".*.tmp.*"):
+        half.unlink(missing_ok=True)
     with atomic.replacing(layout.config) as temporary:
         temporary.write_text(config.dumps(settings), encoding="utf-8")
 

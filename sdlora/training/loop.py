@@ -14,7 +14,7 @@ from sdlora.conditioning import predict
 from sdlora.errors import SdloraError
 from sdlora.hardware import PRECISIONS
 from sdlora.loss import Objective, noised, target
-from sdlora.training import draws, maxnorm
+from sdlora.training import draws, maxnorm, optimizers
 from sdlora.training.batches import Batch, batches
 from sdlora.training.config import TrainConfig
 from sdlora.training.run import Run
@@ -25,7 +25,7 @@ class Step:
     number: int  # from 1
     loss: float  # weighted as it is optimised, before the step
     grad_norm: float  # of all parameters together, before clipping
-    learning_rate: float
+    learning_rate: float  # of the first group; of an optimizer that finds it, as it was found
     seconds: float
 
 
@@ -40,10 +40,14 @@ def steps(run: Run, until: int | None = None) -> Iterator[Step]:
         rate = run.set_rate()
         loss = 0.0
         for micro, batch in enumerate(batches(run.sources, run.config, run.step, len(run.components.alphas_bar))):
-            with dropout(run, micro):
-                part = batch_loss(run, batch.to(run.components.device))
+            own = run.world.share(batch)
+            if own is None:
+                continue
+            with dropout(run, micro * run.world.size + run.world.rank):
+                part = batch_loss(run, own.to(run.components.device))
                 run.scaler.scale(part).backward()
             loss += part.item()
+        loss = run.world.summed(run.parameters, loss)
         run.scaler.unscale_(run.optimizer)
         norm = nn.utils.clip_grad_norm_(run.parameters, run.config.clip or math.inf).item()
         if not (math.isfinite(loss) and (math.isfinite(norm) or overflow(run))):
@@ -61,7 +65,7 @@ def steps(run: Run, until: int | None = None) -> Iterator[Step]:
             maxnorm.hold(run.carriers.values(), run.config.max_norm)
         if run.average:
             run.average.update(run.parameters, run.step)
-        yield Step(run.step, loss, norm, rate, time.perf_counter() - start)
+        yield Step(run.step, loss, norm, rate * optimizers.found_rate(run.optimizer), time.perf_counter() - start)
 
 
 def batch_loss(run: Run, batch: Batch) -> Tensor:

@@ -28,6 +28,11 @@ def rewind(path: Path, step: int) -> None:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
+def numbers(step: Step) -> dict[str, float]:
+    """A step's figures by name, for trackers."""
+    return {name.replace("_", " "): float(value) for name, value in asdict(step).items() if name != "number"}
+
+
 def append(path: Path, step: Step) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line(step), allow_nan=False) + "\n")

@@ -102,6 +102,11 @@ def build(
         return KINDS[name].build(groups, {"weight_decay": weight_decay, **(arguments or {})})
 
 
+def found_rate(optimizer: torch.optim.Optimizer) -> float:
+    """What Prodigy and D-Adaptation multiply the rate by at the moment (their d); 1 for all others."""
+    return float(optimizer.param_groups[0].get("d", 1.0))
+
+
 def averaged(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[Tensor] | None:
     """What an optimizer that averages has for a result, in the order of `parameters`; None for all others.
 

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from sdlora import hardware
 from sdlora.errors import SdloraError
 from sdlora.models import Components
+from sdlora.training import processes
 from sdlora.training.config import TrainConfig
 
 SMALL = 32  # latents up to this wide: attention over at most 1024 places
@@ -17,15 +19,27 @@ SMALL = 32  # latents up to this wide: attention over at most 1024 places
 
 def device(wanted: str = "auto") -> torch.device:
     """`auto` is what accelerate gives this process: the accelerator if there is one, or what `accelerate launch` was told."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SdloraError(
-            f"{os.environ['WORLD_SIZE']} processes were launched; this version trains in one: accelerate launch --num_processes 1"
-        )
-    if wanted == "auto":
-        from accelerate import PartialState
-
-        return PartialState().device
+    several = processes.launched() > 1
+    if several and wanted not in ("auto", "cpu"):
+        raise SdloraError(f"device is {wanted!r}, and {processes.launched()} processes were launched; with device=auto each gets its own")
+    if wanted == "auto" or several:
+        own = processes.world().device if several else _launched()
+        if several and wanted == "cpu" and own.type != "cpu":
+            raise SdloraError("device is cpu, and accelerate gave each process a GPU; launch with --cpu")
+        return own
     return hardware.device(wanted)
+
+
+def _launched() -> torch.device:
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def unused(components: Components, config: TrainConfig) -> list[nn.Module]:
+    """What the steps do without, once all is encoded: the VAE, and text encoders of which none learns."""
+    encoders = [] if config.trains_text else list(components.text_encoders)
+    return [components.vae, *encoders]
 
 
 def precision(wanted: str, where: torch.device) -> str:

@@ -1,17 +1,20 @@
 """What a training would do, found out without weights and without writing anything."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from sdlora import models
+from sdlora.data import Example, Found, buckets
 from sdlora.layers import named_layers
-from sdlora.training import sources, words
+from sdlora.training import heldout, initial, processes, saving, sources, tracking, words
 from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout, agree
-from sdlora.training.run import read_state
 from sdlora.training.trainable import layers
+
+BUCKETS = 8  # that are listed
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class Target:
 @dataclass(frozen=True)
 class Plan:
     config: TrainConfig  # settled, except for what only the device tells
-    images: int
+    images: int  # to train on
+    held: int  # to validate with
     targets: tuple[Target, ...]
     done: int  # steps that a run in the output folder has already made
+    buckets: tuple[tuple[tuple[int, int], int], ...] = ()  # (height, width) in pixels, how many pictures
 
     @property
     def parameters(self) -> int:
@@ -44,12 +49,29 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """SdloraError for anything wrong that can be known before the weights are read."""
     config = config.settled()
-    found = sources.gathered(config)
+    found, held = checked(config)
     targets = targets_of(config)
     layout = Layout(config.output)
     agree(layout, config)
-    done = read_state(layout.state)["step"] if layout.state.exists() else 0
-    return Plan(config, len(found.images), targets, done)
+    done = saving.step_of(saving.newest(layout))
+    return Plan(config, len(found.images), len(held), targets, done, tuple(counted(found, config)))
+
+
+def checked(config: TrainConfig) -> tuple[Found, list[Example]]:
+    """The pictures to train on and those to validate with; SdloraError for these, and for what else is asked for and is not there."""
+    tracking.check(config.trackers)
+    processes.check()
+    if config.init is not None:
+        initial.digest(config.init)
+    return heldout.divided(sources.gathered(config), config)
+
+
+def counted(found: Found, config: TrainConfig) -> list[tuple[tuple[int, int], int]]:
+    """((height, width) in pixels, how many pictures) of every bucket, the fullest first."""
+    base = models.opened(config.base, **config.reading)
+    how = buckets.frames(config, buckets.grid(base.name, base.configs["unet"], base.configs["vae"]))
+    sizes = Counter(row.crops[0].size for row in sources.planned(found.images, config, how, config.batch_size))
+    return sizes.most_common()
 
 
 def targets_of(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None) -> tuple[Target, ...]:
@@ -86,22 +108,30 @@ def lines(plan: Plan) -> list[str]:
     rows = [
         ("base", c.base),
         ("images", f"{plan.images} in {c.images}" + (f", trigger {', '.join(c.triggers)}" if c.triggers else "")),
+        *((("buckets", _buckets(plan)),) if plan.buckets else ()),
         ("adapter", f"LoRA, {size}, {plan.parameters:,} parameters ({_share(plan.parameters, plan.full)})"),
         *(("", f"{t.name}: {t.layers} layers{_sizes(t, alike)}, {_numbers(t)}") for t in plan.targets),
         ("batch", batch),
         ("steps", f"{c.steps} ({epochs:.1f} times each image)" + (f", {plan.done} of them done" if plan.done else "")),
         ("rate", f"{rate}, {c.optimizer.name}, {c.warmup} steps of warm-up, {words.schedule(c)}"),
         ("loss", words.loss(c)),
-        ("output", str(c.output) + (f", saved every {c.save_every} steps" if c.save_every else "")),
+        *((("held out", f"{plan.held} images, validated every {c.validation.every or max(1, c.steps // 10)} steps"),) if plan.held else ()),
+        ("output", str(c.output) + (f", saved every {_interval(c)}" if c.save_every else "")),
     ]
     if c.prior.on:
         rows.insert(5, ("prior", f"{c.prior.images} pictures of {len(c.prior.prompts)} prompts, weight {c.prior.weight:g}"))
     return [f"{name:8} {text}" for name, text in rows]
 
 
-def trains_text(config: TrainConfig) -> bool:
-    """Whether a text encoder is trained."""
-    return any(component != "unet" for component in config.learning)
+def _buckets(plan: Plan) -> str:
+    """Width × height and how many pictures of each, the fullest first."""
+    shown = [f"{width} × {height}: {count}" for (height, width), count in plan.buckets[:BUCKETS]]
+    rest = len(plan.buckets) - BUCKETS
+    return ", ".join(shown) + (f", and {rest} more" if rest > 0 else "")
+
+
+def _interval(config: TrainConfig) -> str:
+    return config.save_every if isinstance(config.save_every, str) else f"{config.save_every} steps"
 
 
 def _sizes(target: Target, alike: bool) -> str:

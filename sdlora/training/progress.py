@@ -28,6 +28,9 @@ class Silent:
     def step(self, step: Step) -> None:
         pass
 
+    def validated(self, loss: float) -> None:
+        pass
+
 
 class Terminal(Silent):
     """rich's progress bar on a terminal, plain lines elsewhere."""
@@ -37,10 +40,11 @@ class Terminal(Silent):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.total, self.mean, self.last = total, 0.0, 0.0
-        self.weight = 0.0
+        self.weight, self.held = 0.0, ""
         self.began, self.first = 0.0, 0
         self.console = Console(stderr=True)
         words = "step {task.completed:.0f}/{task.total:.0f}  loss {task.fields[loss]}  {task.fields[speed]}"
+        words += "{task.fields[held]}"
         columns = TextColumn("training"), BarColumn(), TextColumn(words), TimeRemainingColumn()
         self.bar: Any = Progress(*columns, console=self.console, disable=self.plain)
         self.task: Any = None
@@ -53,12 +57,12 @@ class Terminal(Silent):
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def start(self, done: int) -> None:
         self.began, self.last, self.first = time.monotonic(), time.monotonic(), done
         if done < self.total:
-            self.task = self.bar.add_task("", total=self.total, completed=done, loss="–", speed="")
+            self.task = self.bar.add_task("", total=self.total, completed=done, loss="–", speed="", held=self.held)
             self.bar.start()
 
     def step(self, step: Step) -> None:
@@ -66,10 +70,13 @@ class Terminal(Silent):
         self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
         now = time.monotonic()
         speed = (step.number - self.first) / max(1e-9, now - self.began)
-        loss, pace = f"{self.mean / self.weight:.4f}", f"{speed:.1f} steps/s"
+        loss, pace = f"{self.mean / self.weight:.4f}", f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / max(speed, 1e-9):.1f} s/step"
         if not self.plain:
-            self.bar.update(self.task, completed=step.number, loss=loss, speed=pace)
+            self.bar.update(self.task, completed=step.number, loss=loss, speed=pace, held=self.held)
         elif now - self.last > LINE_EVERY or step.number == self.total:
             self.last = now
             left = (self.total - step.number) / max(1e-9, speed)
-            self.say(f"step {step.number}/{self.total}  loss {loss}  {pace}  {left:.0f} s left")
+            self.say(f"step {step.number}/{self.total}  loss {loss}  {pace}  {left:.0f} s left{self.held}")
+
+    def validated(self, loss: float) -> None:
+        self.held = f"  validation {loss:.4f}"

@@ -18,11 +18,13 @@ from sdlora.apply.inject import Trained
 from sdlora.captions import tags as tags_of
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import optimizers, schedule, words
+from sdlora.training import again, optimizers, schedule, words
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.ema import Average
 from sdlora.training.guard import Guard
+from sdlora.training.heldout import Held
+from sdlora.training.processes import ALONE, World
 from sdlora.training.text import Prompts
 
 
@@ -37,6 +39,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     rates: Sequence[float]  # the largest learning rate of each parameter group
     scaler: torch.amp.GradScaler  # of the loss, so that fp16 gradients do not vanish; idle in other precisions
+    world: World = ALONE  # the processes that train together
+    held: Held | None = None  # what it is validated with
     step: int = 0  # optimiser steps done
     average: Average | None = field(init=False)  # of the parameters, if the settings ask for one
     guard: Guard = field(init=False)
@@ -91,8 +95,8 @@ class Run:
     def load_state(self, path: Path) -> None:
         """Go on from `path`; SdloraError if it was made from another base or other images."""
         state = read_state(path)
-        for what, value in self.identity.items():
-            if state["identity"].get(what) != value:
+        for what in {**state["identity"], **self.identity}:
+            if state["identity"].get(what) != self.identity.get(what):
                 raise SdloraError(f"the {what} changed since the run in {path.parent} began; choose another output, or delete that folder")
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
@@ -116,9 +120,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def metadata(run: Run) -> dict[str, str]:
     """The file's header: what the adapter is, what it was made from and how. No path of this machine."""
     config = run.config
-    places = {"images", "folders", "regularisation", "metadata", "strict", "output", "cache", "base", "vae", "device"}
-    settings = config.model_dump(mode="json", exclude=places | {"samples", "save_every"})
     captions = run.sources[0].data.captions
+    hashes = {f"{name}_hash": run.identity[name] for name in ("images", "init") if name in run.identity}
     tags: dict[str, int] = {}
     for caption in captions:
         for tag in tags_of(caption):
@@ -134,5 +137,5 @@ def metadata(run: Run) -> dict[str, str]:
         triggers=config.triggers,
         tag_frequency={config.images.name: tags},
         resolution=max(config.resolutions),
-        settings=settings | {"images": len(captions), "images_hash": run.identity["images"]},
-    ) | words.header(config)
+        settings=again.written(config) | {"images": len(captions)} | hashes,
+    ) | {**words.header(config), "ss_steps": str(run.step)}

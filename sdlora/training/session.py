@@ -1,35 +1,32 @@
 """A whole training: prepare, go through the steps, save at intervals, go on where an interrupted one stopped."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import torch
-from torch import nn
 
-from sdlora import apply, conditioning, files, hardware, models
-from sdlora.data import Cache, fingerprint
+from sdlora import apply, conditioning, hardware, models
+from sdlora.data import Cache, Example, Found, fingerprint
 from sdlora.data.buckets import frames
 from sdlora.data.cache import folder_of
 from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
+from sdlora.training import again, heldout, initial, intervals, optimizers, placement, planning, prior, processes, record, sources
 from sdlora.training import layout as layouts
-from sdlora.training import metrics, optimizers, placement, planning, prior, sources
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
+from sdlora.training.course import Course, Draw
+from sdlora.training.heldout import Held
 from sdlora.training.layout import Layout
-from sdlora.training.loop import steps
+from sdlora.training.processes import ALONE, World
 from sdlora.training.progress import Silent, Terminal
-from sdlora.training.run import Run, metadata
+from sdlora.training.run import Run
+from sdlora.training.tracking import Trackers
 from sdlora.training.trainable import trainable
-
-Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
 
 
 def train(
@@ -49,9 +46,10 @@ def train(
     An interrupted run, even a killed one, ends in the same bytes as one that was never stopped (CPU, same number of
     threads). SdloraError for everything a user can mend; KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved.
     """
+    world = processes.world()
     config = config.settled()
-    report = Terminal(config.steps) if progress else Silent()
-    found = sources.gathered(config)
+    report = Terminal(config.steps) if progress and world.main else Silent()
+    found, held = planning.checked(config)
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None
@@ -59,30 +57,56 @@ def train(
     config = fitted(config, components)
     place = Layout(config.output)
     layouts.agree(place, config)
-    layouts.begin(place, config)
-    with report, underway(config, components, found, report, imagine) as run:
+    if world.main:
+        layouts.begin(place, config)
+    with report, underway(config, components, found, report, imagine, world, held) as run:
+        if world.main:
+            record.write(place.manifest, record.manifest(run))
+            record.add(place.environment, record.environment(components.device, config.precision, world.size))
         with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
             with hardware.compiled(components.unet, config.compile):
-                return _carry_out(run, place, draw, report)
+                return course(run, place, report, draw if world.main else None).carry_out()
 
 
 @contextmanager
 def underway(
-    config: TrainConfig, components: Components, found: sources.Found, report: Silent, imagine: prior.Imagine | None = None
+    config: TrainConfig,
+    components: Components,
+    found: Found,
+    report: Silent,
+    imagine: prior.Imagine | None = None,
+    world: World = ALONE,
+    held: Sequence[Example] = (),
 ) -> Iterator[Run]:
     """A run at step 0, its updates on `components`, everything encoded; afterwards the components are as they were.
 
-    `config` is settled and fitted, `found` what sources.gathered gave.
+    `config` is settled and fitted, `found` the images that sources.gathered gave, `held` those to validate with.
     """
     place = Layout(config.output)
     with placement.prepared(components, config), placement.deterministic(components.device):
         cache = Cache(folder_of(config.cache))
-        encoded = sources.made(found, components, config, cache, place.prior, imagine, report.say)
+        with world.main_first():
+            wide = processes.widened(config, world)
+            encoded = sources.made(found, components, wide, cache, place.prior, imagine, report.say)
+            validated = heldout.encoded(held, components, config, cache, report.say) if held else None
         identity = {"base model": components.hash, "images": fingerprint(found.examples)}
+        if config.init is not None:
+            identity["init"] = initial.digest(config.init)
+        if world.size > 1:
+            identity["number of processes"] = str(world.size)
         try:
-            yield _run(config, components, encoded, cache, identity)
+            yield _run(config, components, encoded, cache, identity, world, validated)
         finally:
             apply.eject(components.modules)
+
+
+def course(run: Run, place: Layout, report: Silent, draw: Draw | None) -> Course:
+    """What is done beside the steps, as the settings say."""
+    config = run.config
+    images = len(run.sources[0].deck.cards)
+    every = intervals.steps(config.save_every, images, config.samples_per_step * run.world.size)
+    trackers = Trackers(config.trackers, place.trackers, config.title, again.written(config))
+    return Course(run, place, report, every, draw, trackers)
 
 
 def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Components:
@@ -104,20 +128,15 @@ def rescaled(components: Components, config: TrainConfig) -> Components:
     return replace(components, alphas_bar=zero_terminal(components.alphas_bar))
 
 
-def unused(run: Run) -> list[nn.Module]:
-    """What the steps do without, now that all is encoded: the VAE, and text encoders of which none learns."""
-    encoders = [] if planning.trains_text(run.config) else list(run.components.text_encoders)
-    return [run.components.vae, *encoders]
-
-
 @contextmanager
 def idle_parts(run: Run, gone: bool) -> Iterator[None]:
-    """Inside, `unused` parts wait in the CPU's memory, or nowhere at all if they are not needed again."""
+    """Inside, what the steps do without waits in the CPU's memory, or nowhere at all if they are not needed again."""
+    idle = placement.unused(run.components, run.config)
     if gone:
-        hardware.release(unused(run))
+        hardware.release(idle)
         yield
         return
-    with hardware.resident(unused(run), torch.device("cpu")):
+    with hardware.resident(idle, torch.device("cpu")):
         yield
 
 
@@ -130,87 +149,20 @@ def fitted(config: TrainConfig, components: Components) -> TrainConfig:
     return config.model_copy(update={"resolution": resolution, "precision": precision})
 
 
-def _run(config: TrainConfig, components: Components, encoded: list[Source], cache: Cache, identity: dict[str, str]) -> Run:
-    prompts = sources.prompts(encoded, components, config, cache, planning.trains_text(config))
+def _run(
+    config: TrainConfig,
+    components: Components,
+    encoded: Sequence[Source],
+    cache: Cache,
+    identity: dict[str, str],
+    world: World = ALONE,
+    held: Held | None = None,
+) -> Run:
+    prompts = sources.prompts([*encoded, *([held.source] if held else [])], components, config, cache, config.trains_text)
     parameters, groups = trainable(components, config)
+    if config.init is not None:
+        initial.start(components.modules, config.init)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
     optimizer = optimizers.build(groups, config.optimizer.name, config.weight_decay, config.optimizer.arguments)
-    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler)
-
-
-def _carry_out(run: Run, place: Layout, draw: Draw | None, report: Silent) -> Path:
-    """The loop's consumer: log, save, draw, stop."""
-    config = run.config
-    if place.state.exists():
-        run.load_state(place.state)
-        _complete(run, place, draw)
-        report.say(f"{'finished already' if run.step == config.steps else 'going on'} at step {run.step} of {config.steps}")
-    metrics.rewind(place.metrics, run.step)
-    report.start(run.step)
-    with stoppable() as stop:
-        for step in _guarded(run, place):
-            metrics.append(place.metrics, step)
-            report.step(step)
-            if step.number == config.steps or (config.save_every and step.number % config.save_every == 0):
-                _save(run, place)
-                run.save_state(place.state)
-                _draw(run, place, draw)
-            if stop() and step.number < config.steps:
-                run.save_state(place.state)
-                raise KeyboardInterrupt(f"stopped after step {step.number} of {config.steps}; the same command goes on from there")
-    return place.adapter
-
-
-def _guarded(run: Run, place: Layout) -> Iterator:
-    """The steps; a failure also says what is left."""
-    try:
-        yield from steps(run)
-    except SdloraError as error:
-        kept = f"the last good state is in {place.state}" if place.state.exists() else "no state had been saved yet"
-        raise SdloraError(f"{error}; {kept}") from error
-
-
-def _file(run: Run, place: Layout) -> Path:
-    return place.adapter if run.step == run.config.steps else place.checkpoint(run.step)
-
-
-def _save(run: Run, place: Layout) -> None:
-    files.save(run.adapter(metadata(run)), _file(run, place), run.config.format)
-
-
-def _draw(run: Run, place: Layout, draw: Draw | None) -> None:
-    if draw is not None and not place.sample(run.step).exists():
-        components = run.components
-        with apply.suspended(components.modules), hardware.plain(components.unet), hardware.resident(unused(run), components.device):
-            draw(_file(run, place), run.step)
-
-
-def _complete(run: Run, place: Layout, draw: Draw | None) -> None:
-    """What should be there at the step of the state that was loaded, and is not: an interruption can fall between two files."""
-    every = run.config.save_every
-    if run.step == run.config.steps or (every and run.step % every == 0):
-        if not _file(run, place).exists():
-            _save(run, place)
-        _draw(run, place, draw)
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of the step, so that the state is whole; a second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt("stopped at once")
-        asked.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held)

@@ -1,5 +1,6 @@
 """From the settings to what the batches are made of: which crops and which wordings a training will ask for, and these encoded."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from sdlora.training.deal import Deck
 from sdlora.training.text import Prompts
 
 Say = Callable[[str], None]
+TELL_EVERY = 15.0  # seconds
 
 
 def gathered(config: TrainConfig) -> Found:
@@ -49,9 +51,11 @@ def made(
     if config.prior.on:
         say("drawing the base's own pictures")
         others += prior.examples(place, config.prior, components, config.seed, components.size, imagine)
-    if others:
+    if others and config.prior.weight:
         size = config.prior.batch_size or config.batch_size
         sources.append(source("prior", others, components, config, cache, size, config.prior.weight, say))
+    if cache.problem:
+        say(f"nothing is kept for the next run: {cache.problem}")
     return sources
 
 
@@ -62,12 +66,27 @@ def source(
     how = buckets.frames(config, grid(components))
     look = Look(config.flip, config.background)
     plan = planned(examples, config, how, size, name)
-    data = encoded(plan, components, cache, look, strict=config.strict)
+    data = encoded(plan, components, cache, look, _teller(len(plan), say), config.strict)
     for line in skipped_lines(data.skipped):
         say(line)
     if not data.rows:
         raise SdloraError(f"none of the {len(examples)} pictures in {config.images} can be decoded; the first: {data.skipped[0]}")
+    if data.skipped:  # without them the others are shown more often, in more crops
+        data = encoded(planned(data.examples, config, how, size, name), components, cache, look)
     return Source(name, without_blank_masks(data), size, weight)
+
+
+def _teller(total: int, say: Say) -> Callable[[int], None]:
+    """Says now and then how many pictures are encoded."""
+    last = time.monotonic()
+
+    def told(number: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > TELL_EVERY:
+            last = time.monotonic()
+            say(f"encoded {number} of {total}")
+
+    return told
 
 
 def skipped_lines(skipped: Sequence[str]) -> list[str]:

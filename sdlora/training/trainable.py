@@ -29,6 +29,11 @@ def layers(modules: Mapping[str, nn.Module], config: TrainConfig) -> dict[str, L
     A rank of [ranks] keeps the scale α / r of the layer's target, unless [alphas] says otherwise. Rank-stabilised scaling α/√r
     (Kalajdzievski 2023, arXiv:2312.03732, eq. 7) is α√r in the file, from which every program computes the same ΔW.
     """
+    sdxl = "text_encoder_2" in modules
+    for pattern in (*config.include, *config.exclude, *config.ranks, *config.alphas, *config.rates):
+        if pattern in patterns.NAMED and not sdxl:
+            blocks = " and ".join(patterns.NAMED[pattern])
+            raise SdloraError(f"{pattern} is {blocks} of SDXL, and this base is another family; name the blocks you mean")
     parts, targets = config.parts, apply.by_target(modules, list(config.parts))
     names = patterns.selected(targets, config.include, config.exclude)
     ranks = patterns.assigned(names, config.ranks, "ranks")

@@ -4,7 +4,7 @@ from sdlora.training.config import TrainConfig
 
 
 def header(config: TrainConfig) -> dict[str, str]:
-    """The keys ss_… of kohya's trainer for what concerns the step; "None" where a thing is off, as there. Of a settled config."""
+    """The keys ss_… of kohya's trainer for what concerns data and step; "None" where a thing is off, as there. Of a settled config."""
     loss, noise = config.loss, config.noise
     robust = loss.kind in ("huber", "smooth_l1")
     found = {
@@ -28,12 +28,34 @@ def header(config: TrainConfig) -> dict[str, str]:
         "zero_terminal_snr": noise.zero_snr,
         "scale_weight_norms": config.max_norm or None,
         "network_dropout": config.dropout.network or None,
+        "clip_skip": config.clip_skip if config.clip_skip > 1 else None,
+        "max_token_length": 75 * config.caption_chunks,
+        "shuffle_caption": config.shuffle_tags,
+        "keep_tokens": config.keep_tokens,
+        "caption_dropout_rate": config.caption_dropout,
+        "caption_tag_dropout_rate": config.tag_dropout,
+        "flip_aug": config.flip,
+        "random_crop": config.crop == "random",
+        "enable_bucket": config.buckets.on,
+        "bucket_no_upscale": not config.buckets.upscale,
+        "prior_loss_weight": config.prior.weight,
     }
     return {f"ss_{key}": str(value) for key, value in found.items()}
 
 
 def schedule(config: TrainConfig) -> str:
-    """What follows the warm-up."""
+    """What follows the warm-up, and what else acts on the trained numbers."""
+    own = config.dropout
+    more = {
+        f"B {config.lora_plus:g} times as fast as A": config.lora_plus != 1,
+        f"average with decay {config.ema.decay:g}": config.ema.on,
+        f"dropout {own.network:g} of numbers, {own.rank:g} of ranks, {own.module:g} of layers": own.on,
+        f"norms up to {config.max_norm:g}": config.max_norm,
+    }
+    return "; ".join([_fall(config), *(text for text, on in more.items() if on)])
+
+
+def _fall(config: TrainConfig) -> str:
     floor = f"{config.schedule_floor:g} of it" if config.schedule_floor else "0"
     return {
         "cosine": f"then a cosine to {floor}",
@@ -52,4 +74,23 @@ def loss(config: TrainConfig) -> str:
     names = {"debiased": "debiased", "p2": "P2", "snr_range": "clamped SNR", "none": "plain"}
     weighed = (f"Min-SNR {config.min_snr:g}" if config.min_snr else "plain") if weighting == "min_snr" else names[weighting]
     kind = "" if config.loss.kind == "mse" else f" {config.loss.kind}"
-    return weighed + kind + (", stratified timesteps" if config.stratified else "")
+    return ", ".join([weighed + kind, _timesteps(config), *_noise(config)])
+
+
+def _timesteps(config: TrainConfig) -> str:
+    own = config.timesteps
+    found = ("stratified " if config.stratified else "") + ("" if own.distribution == "uniform" else own.distribution + " ") + "timesteps"
+    found += f" from {own.min} up to {own.max or 1000}" if own.min or own.max else ""
+    return found + (f", shifted by {own.shift:g}" if own.shift != 1 else "")
+
+
+def _noise(config: TrainConfig) -> list[str]:
+    own = config.noise
+    found = {
+        f"noise offset {own.offset:g}": own.offset,
+        f"adaptive noise offset {own.offset_adaptive:g}": own.offset_adaptive,
+        f"noise at {own.pyramid_levels} resolutions": own.pyramid_levels,
+        f"input perturbation {own.input_perturbation:g}": own.input_perturbation,
+        "zero-terminal SNR": own.zero_snr,
+    }
+    return [text for text, on in found.items() if on]

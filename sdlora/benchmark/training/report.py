@@ -30,9 +30,10 @@ CONTENDERS = {
 METHOD = """Every block lets all contenders make {steps} optimiser steps under the clock, in a balanced random order, each after
 {warmup} not timed. All train the same adapter from the same first weights on the same pictures, noise and timesteps; no time is taken
 before the first losses agree. A ratio is the geometric mean over blocks of time over time, its {confidence:g} % interval a studentised
-bootstrap over blocks. *Equivalent*: two one-sided t tests at {level:.3g} % put the ratio within the margin of {margin:g} % that was
-declared beforehand. Peak memory is taken in a process of its own for each contender, while steps are made. GFLOP count products,
-convolutions and attention, forwards and backwards; MB are read and written if every operation has its operands from memory."""
+bootstrap over blocks. *Equivalent*: two one-sided tests at {level:.3g} %, Student's and the bootstrap's, put the ratio within the margin
+of {margin:g} % that was declared beforehand. Peak memory is taken in a process of its own for each contender, while steps are made.
+GFLOP count products, convolutions and attention, forwards and backwards; MB are read and written if every operation has its operands
+from memory."""
 
 
 def blocks(result: Result) -> int:

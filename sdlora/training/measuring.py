@@ -1,0 +1,86 @@
+"""Three real steps of a training, for their speed and memory, which leave nothing behind."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sdlora import apply, hardware, models
+from sdlora.data import Cache, Example
+from sdlora.training import placement, planning, session, sources
+from sdlora.training.batches import Source
+from sdlora.training.config import TrainConfig
+from sdlora.training.footprint import gib
+from sdlora.training.loop import steps
+from sdlora.training.processes import ALONE
+
+STEPS = 3
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Measured:
+    seconds: tuple[float, ...]  # of each step; the first one warms up
+    encoding: float  # seconds for one picture
+    peak: int | None  # bytes: of the device's allocator on CUDA, else of the process; None where the system does not tell
+
+    @property
+    def per_step(self) -> float:
+        return min(self.seconds[1:])
+
+
+def measure(config: TrainConfig, components: models.Components | None = None) -> Measured:
+    """Loads the base, encodes as many pictures as a step takes, in memory, and makes three steps with them."""
+    config = config.settled()
+    found, _ = planning.checked(config)
+    alone = components is None
+    components = components or session.loaded(config)
+    config = session.fitted(config, components)
+    needed = found.images[: config.samples_per_step]
+    with placement.prepared(components, config), placement.deterministic(components.device):
+        try:
+            start, cache = time.perf_counter(), Cache()
+            made = _sources(needed, components, config, cache)
+            encoding = (time.perf_counter() - start) / len(needed)
+            run = session._run(config, components, made, cache, {"base model": "", "images": ""}, ALONE)
+            if components.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(components.device)
+            with session.idle_parts(run, gone=alone), placement.checkpointing(components, config):
+                with hardware.compiled(components.unet, config.compile):
+                    seconds = tuple(step.seconds for step in steps(run, min(STEPS, config.steps)))
+            return Measured(seconds if len(seconds) > 1 else seconds * 2, encoding, peak(components.device))
+        finally:
+            apply.eject(components.modules)
+
+
+def _sources(examples: Sequence[Example], components: models.Components, config: TrainConfig, cache: Cache) -> list[Source]:
+    """The prior's pictures, which are not drawn for this, are stood in for by the images."""
+    images = sources.source("images", examples, components, config, cache, config.batch_size, 1.0, lambda line: None)
+    stand_in = Source("prior", images.data, config.priors_per_batch, config.prior.weight)
+    return [images, stand_in] if config.prior.on else [images]
+
+
+def peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def lines(found: Measured, config: TrainConfig) -> list[str]:
+    """In words."""
+    total = found.per_step * config.steps
+    rows = [("speed", f"{found.per_step:.2f} s per step, so {_time(total)} for {config.steps}; {found.encoding:.2f} s to encode a picture")]
+    if found.peak:
+        rows.append(("peak", f"{gib(found.peak)} measured, libraries included" if not torch.cuda.is_available() else gib(found.peak)))
+    return [f"{name:8} {text}" for name, text in rows]
+
+
+def _time(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
