@@ -22,7 +22,7 @@ GIB = 2**30
 TOKENS = 77
 STATE = 16  # bytes per trained number: itself, its gradient and AdamW's two moments, all fp32
 KINDS = ("ResnetBlock2D", "BasicTransformerBlock", "Transformer2DModel", "Downsample2D", "Upsample2D")
-TEXT_KEPT = 22  # numbers kept per token and width in a layer of CLIP's text encoder
+TEXT_KEPT = 20  # numbers kept per token and width in a layer of CLIP's text encoder; 18 were counted with its attention trained
 SCRATCH, BASIC = 12, 15 * 2**20  # times the widest input, for its 3 × 3 patches; bytes. Fitted to a CPU: docs/memory.md
 BACKWARD = 2  # of the largest activation: its gradient and that of what it was made from, while both are alive
 
