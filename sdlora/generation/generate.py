@@ -59,8 +59,9 @@ def generate(
               caller has control; strength 0 is the base itself, bit for bit.
     apply     stacked, fused, or auto: what costs less for what is asked (`ways` has the rule). Picture.apply says which it was.
     batch     pictures drawn together at the most, those with different adapters too if these are stacked; by default as many as keep a
-              CPU busy. A picture does not depend on it: on the CPU bit for bit, but for the rounding of stacked adapters where their
-              rank is 1 altogether, or neighbours have others (1e-6 of the latents' scale).
+              CPU busy. A picture does not depend on it but for rounding, which few numbers show, and by one level of 255: PyTorch
+              takes other convolution kernels for one row (guidance 1) and, on one thread, from 16 rows on; stacked adapters of rank 1
+              altogether, or beside neighbours with others, round differently too (1e-6 of the latents' scale). Else it is bit for bit.
     callback  is called after every step of every batch.
     named     the adapters that a prompt asks for by <lora:NAME:…>, and those that a request has of its own, by its words for their files.
               Without `weighted` a request's own have to be among them; beside it they may be there for the record.
