@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 		|| { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment (on Debian: install python3-venv)" >&2; exit 1; }
 	@echo "installing into $(VENV) (once; torch is the large part)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps k-diffusion  # its own wishes include torchvision
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps k-diffusion sd-prompt-reader  # for what their own wishes include
 	@touch $@
 
 setup: $(READY)  ## the virtual environment only

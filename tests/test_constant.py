@@ -85,7 +85,7 @@ def test_nothing_is_left_after_the_block_and_blocks_nest(components, inputs):
 def test_pictures_are_the_same_bit_for_bit_with_and_without(components, random_adapter, monkeypatch):
     adapter, wanted = random_adapter(components.modules), [Request("a cat face", seed=seed, steps=3) for seed in (1, 2)]
     drawn = [picture.image.tobytes() for picture in generate(components, wanted, [(adapter, 1.0)])]
-    module = sys.modules["sdlora.generation.generate"]  # the package has a function of that name
+    module = sys.modules["sdlora.generation.batch"]
     monkeypatch.setattr(module, "constant", lambda layers: nullcontext())
     assert [picture.image.tobytes() for picture in generate(components, wanted, [(adapter, 1.0)])] == drawn
 

@@ -69,7 +69,7 @@ def test_folders_say_by_their_names_how_often_and_what_they_are(kohya):
     summer = ("20.png", "a beach", 1, 1.0, False)
     cat = ("10.png", "zwx cat", 10, 1.0, False)
     assert shown(settings) == [cat, summer, ("pl.png", "one", 1, 1.0, False)], "no run folder, and 0 leaves out"
-    assert shown(DataSettings(images=kohya / "10_zwx cat", caption="a thing")) == [cat], "the leaf itself"
+    assert shown(DataSettings(images=kohya / "10_zwx cat")) == [cat], "the leaf itself"
     assert gather(settings).examples[2].captions == ("one", "two")
     (kohya / "plain" / "metadata.jsonl").write_text('{"file_name": "in/pl.png", "text": "nearer"}')
     assert gather(settings).examples[2].captions == ("nearer",)

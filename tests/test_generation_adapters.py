@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sdlora import Library, files, generation
 from sdlora.commands import generate as command
@@ -131,7 +132,7 @@ def test_each_text_is_encoded_once_for_each_state_of_the_text_encoder(components
 )
 def test_auto_chooses_by_what_is_asked_and_says_so(components, named, wanted, ways, monkeypatch):
     module = generation.generate.__globals__
-    monkeypatch.setitem(module, "_draw", lambda components, requests, *_: [None] * len(requests))
+    monkeypatch.setitem(module, "draw", lambda components, requests, *_: [Image.new("RGB", (8, 8))] * len(requests))
     heard: list[str] = []
     pictures = list(generate(components, wanted, named=named, say=heard.append))
     assert [picture.apply for picture in pictures] == ways
@@ -190,7 +191,6 @@ def test_draw_reads_a_file_once_for_many_calls_with_one_library(components, name
 
 
 def test_the_command_says_what_auto_chose_in_its_output_and_in_the_picture(tiny_base, named, tmp_path: Path, command_line):
-    from PIL import Image
 
     file = files.save(named["a"], tmp_path / "style.safetensors")
     call = command_line(command, "generate")

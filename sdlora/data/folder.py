@@ -126,7 +126,7 @@ def example(entry: Entry, settings: DataSettings) -> Example:
     """The picture with its captions, prefix and trigger in front of them. SdloraError if it has none."""
     rule = entry.rule
     found = captions.read(entry.path, settings.caption_lines) or next(filter(None, (table.of(entry.path) for table in entry.tables)), ())
-    defaults = (rule.caption, entry.caption, None if rule.regularisation else settings.caption)  # the nearest first
+    defaults = (rule.caption, None if rule.regularisation else settings.caption, entry.caption)
     fallback = next((caption for caption in defaults if caption is not None), None)
     if not found and fallback is None:
         raise SdloraError(

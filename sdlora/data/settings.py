@@ -49,7 +49,7 @@ class DataSettings(Settings):
     trigger: tuple[str, ...] | str = ()  # the word or words in the captions that call the adapter; recorded in the file
     insert_trigger: bool = False  # put the first trigger in front of captions that have none of them
 
-    caption: str | None = None  # for images without one of their own or of their folder's
+    caption: str | None = None  # for images without one of their own
     caption_lines: bool = False  # every line of a caption file is a caption of its own, and they take turns
     shuffle_tags: bool = False  # what stands between commas, in another order each time
     keep_tokens: CountOrNone = 0  # so many tags at the front stay there and are never dropped; so does what stands before …

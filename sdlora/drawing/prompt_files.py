@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.drawing import reading
-from sdlora.drawing.settings import Drawing, scope
+from sdlora.drawing.settings import PICTURE, Drawing, scope
 from sdlora.drawing.translate import requests as made
 from sdlora.errors import SdloraError
 from sdlora.generation import Request
@@ -19,7 +19,7 @@ def requests(drawing: Drawing) -> list[Request]:
         raise SdloraError(f"prompts on the command line and in {drawing.prompts}; put them all into the file")
     path = drawing.prompts
     assert path is not None
-    common = {name: getattr(drawing, name) for name in scope("picture")}
+    common = {name: getattr(drawing, name) for name in scope(PICTURE)}
     found: list[Request] = []
     for number, line in _lines(path):
         where = f"in line {number} of {path}"

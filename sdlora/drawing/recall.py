@@ -4,7 +4,7 @@ What a picture asks for and this machine has not is an error; what sdlora does n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class Recalled:
     model: tuple[str, str] = ("", "")  # name and hash of the base it was drawn with
     vae: tuple[str, str] = ("", "")
     device: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)  # the tags' names -> short hash
 
 
 def recalled(path: str | Path, folders: Sequence[str | Path] = (), given: Mapping[str, Any] | None = None) -> Recalled:
@@ -65,7 +64,7 @@ def recalled(path: str | Path, folders: Sequence[str | Path] = (), given: Mappin
     if "prompt" not in said:
         tags = {a["tag"]: a for a in wanted if "tag" in a}
         settings["named"] = tuple((name, search.file(a)) for name, a in tags.items() if search.known(a, name))
-    return Recalled(settings, (*found.warnings, *search.warnings), found.source, found.model, found.vae, found.device, found.tags)
+    return Recalled(settings, (*found.warnings, *search.warnings), found.source, found.model, found.vae, found.device)
 
 
 def check(found: Recalled, components: Components, given: Mapping[str, Any]) -> list[str]:
@@ -193,7 +192,7 @@ def _foreign(text: Infotext, source: str) -> Recalled:
         warnings.append(f"{source} carries a prompt and no settings; the defaults are taken")
     model = text.fields.get("Model", ""), text.fields.get("Model hash", "")
     vae = text.fields.get("VAE", ""), text.fields.get("VAE hash", "")
-    return Recalled(settings, tuple(warnings), source, model, vae, tags=text.hashes)
+    return Recalled(settings, tuple(warnings), source, model, vae)
 
 
 def _tagged(text: Infotext) -> list[dict[str, Any]]:

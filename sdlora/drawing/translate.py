@@ -1,14 +1,12 @@
 """From settings to requests: every prompt with every seed."""
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from sdlora.drawing.reading import NONE
 from sdlora.drawing.settings import PICTURE, Drawing, scope
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, parse_adapter, parse_pair, parse_seeds
-from sdlora.strength import Strength
 
 TRANSLATED = {"prompt", "seed", "adapter", "original", "crop", "target"}  # the others are Request's
 PLAIN = tuple(name for name in scope(PICTURE) if name in {f.name for f in fields(Request)} - TRANSLATED)
@@ -21,16 +19,12 @@ def requests(drawing: Drawing) -> list[Request]:
     return [Request(text, seed=seed, **_common(drawing)) for text in drawing.prompt for seed in parse_seeds(str(drawing.seed))]
 
 
-def chosen(drawing: Drawing) -> list[tuple[Path, Strength]]:
-    """The adapters of all pictures with their strengths."""
-    return [parse_adapter(text) for text in drawing.adapter if text != NONE]
-
-
 def _common(drawing: Drawing) -> dict[str, Any]:
     """What the requests of a drawing have in common."""
+    adapters = [parse_adapter(text) for text in drawing.adapter if text != NONE]
     return {
         **{name: getattr(drawing, name) for name in PLAIN},
-        "adapters": tuple((str(path), eta) for path, eta in chosen(drawing)),
+        "adapters": tuple((str(path), eta) for path, eta in adapters),
         "original": parse_pair(drawing.original, "--original") if drawing.original else None,
         "crop": parse_pair(drawing.crop, "--crop"),
         "target": parse_pair(drawing.target, "--target") if drawing.target else None,
