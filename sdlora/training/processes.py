@@ -116,7 +116,12 @@ def world() -> World:
         return World()
     from accelerate import PartialState
 
-    state = PartialState(timeout=PATIENCE)
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not (
+        torch.cuda.is_available() or torch.backends.mps.is_available()
+    )
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
+    if state.num_processes != launched():
+        raise SdloraError(f"{launched()} processes were launched, and accelerate sees {state.num_processes}; launch them with torchrun")
     return World(state.process_index, state.num_processes, state.device)
 
 
