@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,6 +195,16 @@ def test_the_newest_states_and_checkpoints_stay(train, tmp_path):
     assert [saving.step_of(p) for p in place.checkpoints] == [4, 5, 6] and place.adapter.exists()
     train("all", save_every=1, keep_states=0)
     assert [len(Layout(tmp_path / "all").states), len(Layout(tmp_path / "all").checkpoints)] == [7, 6]
+
+
+def test_a_damaged_state_of_a_later_step_takes_no_place_of_those_that_stay(tmp_path):
+    place = Layout(tmp_path)
+    place.state(0).parent.mkdir()
+    for step in (6, 8):
+        place.state(step).write_bytes(b"")
+    run = SimpleNamespace(step=7, config=SimpleNamespace(keep_states=1), save_state=lambda path: path.write_bytes(b""))
+    saving.state(run, place)
+    assert place.states == [place.state(7), place.state(8)]
 
 
 def test_an_epoch_is_a_measure_of_time(train, tmp_path):
