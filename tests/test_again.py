@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdlora import apply, files, training
+from sdlora import apply, config, files, training
 from sdlora.commands import train as command
 from sdlora.errors import SdloraError
 from sdlora.training import TrainConfig, again, foreign, initial, planning, simple, trainable
@@ -86,19 +86,25 @@ def test_a_kohya_header_becomes_the_settings_that_mean_the_same_and_the_rest_is_
     expected = {"rank": 4, "alpha": 2.0, "learning_rate": 1e-4, "text_learning_rate": 5e-5, "steps": 1600, "schedule": "constant"}
     expected |= {"warmup": 100, "seed": 42, "batch_size": 2, "accumulate": 4, "precision": "bf16", "clip": 1.0, "min_snr": 5.0}
     expected |= {"resolution": 512, "family": "sd1", "flip": True, "weight_decay": 0.1, "name": "Ink", "stratified": False}
-    expected |= {"targets": ["attention", "feed_forward", "text_attention"], "unet": {"rank": 4, "alpha": 2.0}}
+    expected |= {"targets": ["attention", "feed_forward", "text_attention"]}
     expected |= {"noise": {"offset": 0.05}, "shuffle_tags": True, "keep_tokens": 1}
     expected |= {"loss": {"kind": "huber", "huber_schedule": "snr", "huber_c": 0.2}}
     assert {key: found.settings[key] for key in expected} == expected
-    assert found.settings.keys() - expected.keys() == {"text_encoder"}
+    assert found.settings.keys() == expected.keys(), "a part whose rank is the common one has none of its own"
     assert found.notes == ("ss_face_crop_aug_range = 2.0,4.0 has no equivalent here",)
     chosen, _ = command.chosen_settings(["images=pictures", "base=emoji"], tmp_path / "a.safetensors")
     assert chosen.output == Path.cwd() / "runs" / "Ink" and chosen.parts["attention"].rank == 4
+    other, _ = command.chosen_settings(["images=pictures", "base=emoji", "rank=6"], tmp_path / "a.safetensors")
+    assert {part.rank for part in other.settled().parts.values()} == {6}
+    with pytest.raises(SdloraError, match="does not say which base model .* give it as base=MODEL"):
+        command.chosen_settings(["images=pictures"], tmp_path / "a.safetensors")
 
 
 def test_every_field_that_kohya_writes_is_either_taken_over_or_silent_or_named():
     head = {"ss_network_dim": "4", "ss_lr_scheduler": "piecewise", "ss_optimizer": "came.CAME", "ss_scale_weight_norms": "1.0"}
     head |= {"ss_random_crop": "False", "ss_noise_offset_random_strength": "True"}
+    free = head | {"ss_optimizer": "schedulefree.adamw_schedulefree.AdamWScheduleFree(weight_decay=0.1)"}
+    assert foreign.settings(free, training.run.Adapter({}))[0]["optimizer"] == {"name": "schedulefree"}
     _, notes = foreign.settings(head, training.run.Adapter({}))
     said = "; ".join(notes)
     assert all(key in said for key in ("ss_lr_scheduler", "ss_optimizer", "ss_noise_offset_random_strength"))
@@ -172,3 +178,23 @@ def test_more_pictures_are_more_steps_within_reason():
 def test_nothing_to_train_on_is_said(words):
     with pytest.raises(SdloraError, match="nothing to train on|nowhere does not exist"):
         command.chosen_settings(words, None)
+
+
+def test_a_rank_given_beside_settled_settings_has_its_effect(settings, tmp_path):
+    """What a run writes of its settings, into config.toml and the adapter's header, must not fix what can be changed behind it."""
+    for changes, own, expected in (({}, 2, 5), ({"unet": {"rank": 3}}, 3, 3)):
+        before = settings(**changes).settled()
+        (tmp_path / "config.toml").write_text(config.dumps(before))
+        same = config.load(TrainConfig, tmp_path / "config.toml").settled()
+        assert same == before and [(part.rank, part.alpha) for part in same.parts.values()] == [(own, own)] * len(same.parts)
+        assert config.load(TrainConfig, tmp_path / "config.toml", ["rank=5"]).settled().parts["attention"].rank == expected
+
+
+def test_a_settled_config_means_the_same_from_everywhere(tmp_path, monkeypatch, tiny_base):
+    monkeypatch.chdir(tiny_base.parent)
+    own = {"base": tiny_base.name, "cache": "./kept", "validation": {"images": Path("held")}}
+    settled = TrainConfig(images=Path("pictures"), output=Path("run"), **own).settled()
+    (tmp_path / "config.toml").write_text(config.dumps(settled))
+    assert config.load(TrainConfig, tmp_path / "config.toml") == settled
+    assert settled.base == str(tiny_base) and settled.validation.images == tiny_base.parent / "held"
+    assert TrainConfig(images=Path("a"), output=Path("b"), base="owner/model").settled().base == "owner/model"

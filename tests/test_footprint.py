@@ -83,6 +83,12 @@ def test_more_memory_never_takes_a_slower_way(config):
     assert ways[-1] == wanted and fitting.fit(wanted, 96 * GIB, modules).reasons[0].startswith("fits 96.00 GiB as it is")
 
 
+def test_a_precision_that_is_changed_is_said_also_where_it_was_left_open(config, monkeypatch):
+    monkeypatch.setattr(fitting.placement, "precision", lambda wanted, where: "fp32" if wanted == "auto" else wanted)
+    found = fitting.fit(config(resolution=512, precision="auto"), fitting.parse("5GB"), true_size("sd1"))
+    assert found.config.precision == "bf16" and "precision fp32 → bf16" in found.reasons[0]
+
+
 def test_what_no_choice_makes_fit_is_said(config):
     with pytest.raises(SdloraError, match=r"nothing fits 2.00 GiB: .* it still takes about \d\.\d\d GiB; take a smaller resolution"):
         fitting.fit(config(resolution=1024), 2 * GIB, true_size("sdxl"))

@@ -13,7 +13,7 @@ from PIL import Image
 from sdlora import training
 from sdlora.commands import train as command
 from sdlora.errors import SdloraError
-from sdlora.training import TrainConfig, gallery, processes, record, tracking
+from sdlora.training import TrainConfig, gallery, processes, progress, record, tracking
 from sdlora.training.layout import Layout
 
 
@@ -130,3 +130,16 @@ def test_what_accelerate_is_told_and_a_training_cannot_do_is_refused(monkeypatch
 def test_the_commit_is_that_of_the_tree_that_runs():
     said = record.commit()
     assert said is None or len(said.rstrip("+")) == 40
+
+
+def test_a_path_with_brackets_and_colons_is_said_as_it_is(capsys):
+    progress.Terminal(1).say("left out: /a/[b]/[/c]/:cat:.png")
+    assert capsys.readouterr().err == "left out: /a/[b]/[/c]/:cat:.png\n"
+
+
+def test_a_picture_that_lies_there_twice_has_its_bucket_once(config, components, pictures):
+    (pictures / "3.png").write_bytes((pictures / "2.png").read_bytes())
+    (pictures / "3.txt").write_text("the same again")
+    training.train(config(steps=1), progress=False, components=components)
+    entries = json.loads(Layout(config().output).manifest.read_text())
+    assert [entry["buckets"] for entry in entries[2:]] == [[[32, 32]], [[32, 32]]]

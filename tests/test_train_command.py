@@ -48,6 +48,7 @@ def test_what_fits_is_what_is_planned(call, pictures, tiny_base, tmp_path):
         (["--measure"], "--measure belongs to --dry-run"),
         (["--fit", "lots"], "is no size of a memory; write it as 8GB"),
         (["--from", "nothing.safetensors"], "nothing.safetensors does not exist"),
+        (["batch_size=0"], "batch_size is 0; it should be a whole number, and 1 at least"),
         (["rnak=3"], "unknown setting rnak in 'rnak=3'; did you mean rank?"),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,11 +144,14 @@ def test_a_folder_with_another_run_is_refused_with_what_differs(train):
     train("run", save_every=3)  # has no part in the adapter
 
 
-def test_other_images_in_an_old_run_are_refused(train, pictures):
+def test_other_images_in_an_old_run_are_refused(train, pictures, tmp_path):
     train("run")
+    place = Layout(tmp_path / "run")
+    said = [path.read_bytes() for path in (place.config, place.manifest, place.environment)]
     (pictures / "1.txt").write_text("a changed caption")
     with pytest.raises(SdloraError, match="the images changed since the run in .* began"):
-        train("run")
+        train("run", save_every=3)
+    assert [path.read_bytes() for path in (place.config, place.manifest, place.environment)] == said, "a refused start changes nothing"
 
 
 def test_under_a_constant_schedule_a_run_may_become_longer(train):
@@ -191,6 +195,16 @@ def test_the_newest_states_and_checkpoints_stay(train, tmp_path):
     assert [saving.step_of(p) for p in place.checkpoints] == [4, 5, 6] and place.adapter.exists()
     train("all", save_every=1, keep_states=0)
     assert [len(Layout(tmp_path / "all").states), len(Layout(tmp_path / "all").checkpoints)] == [7, 6]
+
+
+def test_a_damaged_state_of_a_later_step_takes_no_place_of_those_that_stay(tmp_path):
+    place = Layout(tmp_path)
+    place.state(0).parent.mkdir()
+    for step in (6, 8):
+        place.state(step).write_bytes(b"")
+    run = SimpleNamespace(step=7, config=SimpleNamespace(keep_states=1), save_state=lambda path: path.write_bytes(b""))
+    saving.state(run, place)
+    assert place.states == [place.state(7), place.state(8)]
 
 
 def test_an_epoch_is_a_measure_of_time(train, tmp_path):
@@ -247,17 +261,21 @@ def test_a_run_killed_within_any_of_its_writes_ends_in_the_same_bytes(train, tmp
     settings |= {"batch_size": 1, "flip": False}
     names = "adapter.safetensors", "step-000001.safetensors", "best.safetensors", "validation.jsonl", "dataset.json"
     killer = Killer(monkeypatch)
-    train("whole", **settings)
+
+    def go(name: str) -> None:  # with a cache of its own: what one run has encoded, no other finds, and all make as many writes
+        train(name, **settings, cache=str(tmp_path / "caches" / name))
+
+    go("whole")
     whole = [sha(tmp_path / "whole" / name) for name in names]
     total = killer.writes
     assert total > 20
     for number in range(1, total + 1):
         killer.writes, killer.left = 0, number
         with pytest.raises(Kill):
-            train(f"run-{number}", **settings)
+            go(f"run-{number}")
         assert killer.writes == number
         killer.left = 0
-        train(f"run-{number}", **settings)
+        go(f"run-{number}")
         assert [sha(tmp_path / f"run-{number}" / name) for name in names] == whole, number
         assert losses_of(tmp_path / "whole") == losses_of(tmp_path / f"run-{number}")
 

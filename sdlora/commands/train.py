@@ -82,6 +82,8 @@ def chosen_settings(words: Sequence[str], origin: Path | None) -> "tuple[TrainCo
         if images and "output" not in start:
             start["output"] = str(simple.output(found.settings.get("name") or images.name))
     chosen = config.load(TrainConfig, None if folder else first, rest, start)
+    if found and "base" not in chosen.model_fields_set:
+        raise SdloraError(f"{origin} does not say which base model it belongs to by a name known here; give it as base=MODEL")
     return chosen, found
 
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sdlora import apply
+from sdlora import apply, models
 from sdlora.apply.targets import DEFAULT, TARGETS
 from sdlora.config import BaseModelName, Settings
-from sdlora.data.settings import DataSettings
+from sdlora.data.settings import CACHES, DataSettings
 from sdlora.errors import nearest
 from sdlora.training import contradictions, intervals
 from sdlora.training.optimizers import KINDS
@@ -221,10 +221,11 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
         rate = self.learning_rate or usual
         weighting = self.loss.weighting or "min_snr"
         own = {name: getattr(self, name) for name in self.learning}
-        ranks = {name: part.rank or self.rank for name, part in own.items()}
+        # a part without a rank of its own stays without one: so `rank` means the same in a run's config.toml and in an adapter's header
         changes: dict[str, Any] = {
-            name: part.model_copy(update={"rank": ranks[name], "alpha": part.alpha or self.alpha or float(ranks[name])})
+            name: part.model_copy(update={"alpha": float(part.rank)})
             for name, part in own.items()
+            if part.rank and not part.alpha and not self.alpha
         }
         changes |= {
             "alpha": self.alpha or float(self.rank),
@@ -234,9 +235,18 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
             "min_snr": self.min_snr if weighting == "min_snr" else 0.0,
             "loss": self.loss.model_copy(update={"weighting": weighting}),
             "output": self.output.absolute(),
+            "base": self.base if self.base in models.BUILT_IN else _absolute(self.base),
+            "cache": self.cache if self.cache in CACHES else str(Path(self.cache).expanduser().absolute()),
+            "validation": self.validation.model_copy(update={"images": held.absolute() if (held := self.validation.images) else None}),
             **{n: path.absolute() for n in ("images", "regularisation", "metadata", "vae", "init") if (path := getattr(self, n))},
         }
         return self.model_copy(update=changes)
+
+
+def _absolute(base: str) -> str:
+    """A base's path seen from everywhere; a Hub id as it is."""
+    path = Path(base).expanduser()
+    return str(path.absolute()) if path.exists() else base
 
 
 def component_of(target: str) -> str:

@@ -40,9 +40,10 @@ def fit(config: TrainConfig, size: int, modules: Mapping[str, nn.Module] | None 
     """The first of `candidates` that `size` bytes hold; SdloraError if none does."""
     modules = modules or models.skeleton(config.base)
     where = placement.device(config.device)
+    config = config.model_copy(update={"precision": placement.precision(config.precision, where)})
     room = (size - RESERVE[where.type]) / SLACK
     smallest = None
-    for changed in candidates(config, placement.precision(config.precision, where)):
+    for changed in candidates(config, config.precision):
         found = footprint.estimate(changed, modules)
         if found.total <= room:
             return Fitted(changed, tuple(_reasons(config, changed, found.total, size, modules)))
@@ -86,7 +87,7 @@ def _reasons(old: TrainConfig, new: TrainConfig, total: int, size: int, modules:
     changed = [
         f"{name} {getattr(old, name)} → {getattr(new, name)}"
         for name in ("precision", "batch_size", "accumulate", "gradient_checkpointing")
-        if getattr(old, name) != getattr(new, name) and not (name == "precision" and old.precision == "auto")
+        if getattr(old, name) != getattr(new, name)
     ]
     if not changed:
         yield f"fits {gib(size)} as it is: about {gib(total)}"
@@ -96,5 +97,5 @@ def _reasons(old: TrainConfig, new: TrainConfig, total: int, size: int, modules:
         yield f"  a step still sees {new.samples_per_step} pictures, {new.batch_size} at a time"
     if new.gradient_checkpointing and not old.gradient_checkpointing:
         yield "  gradient checkpointing computes every block a second time: a third more time per step, the same numbers"
-    if new.precision != old.precision and old.precision == "fp32":
+    if new.precision != old.precision:
         yield f"  {new.precision} halves weights and activations; what is trained stays in fp32"

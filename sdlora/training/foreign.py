@@ -104,13 +104,13 @@ def _learning(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any
         result["text_learning_rate"] = _number("ss_text_encoder_lr", text, float)
     optimizer = facts.get("ss_optimizer", "None")
     decay = re.search(r"weight_decay=([\d.e-]+)", optimizer)
+    name = next((ours for theirs, ours in OPTIMIZERS.items() if theirs in optimizer.lower()), None)
+    if name:  # first: AdamWScheduleFree is no AdamW
+        return result | {"optimizer.name": name}, [f"ss_optimizer = {optimizer}: of its arguments none are taken over"]
     if "adamw" in optimizer.lower():
         result["weight_decay"] = float(decay[1]) if decay else 0.01
-        plain = optimizer == "None" or "8bit" not in optimizer.lower()
+        plain = "8bit" not in optimizer.lower()
         return result, [] if plain else [f"ss_optimizer = {optimizer}: its moments are kept in 32 bits here"]
-    name = next((ours for theirs, ours in OPTIMIZERS.items() if theirs in optimizer.lower()), None)
-    if name:
-        return result | {"optimizer.name": name}, [f"ss_optimizer = {optimizer}: of its arguments none are taken over"]
     return result, [] if optimizer in OFF else [f"ss_optimizer = {optimizer} has no equivalent here; AdamW takes its place"]
 
 
@@ -177,14 +177,23 @@ def _layers(facts: Mapping[str, str], adapter: Adapter) -> tuple[dict[str, Any],
     result: dict[str, Any] = {"targets": targets}
     odd = [name for name, target in target_of.items() if target is None]
     notes = [f"{len(odd)} of its layers, for example {odd[0]}, are no target here"] if odd else []
+    common = _common(facts)
     for component in COMPONENTS:
         own = [adapter.layers[name] for name, target in target_of.items() if target and component_of(target) == component]
         sizes = {(update.rank, float(update.alpha)) for update in own}
         if len(sizes) == 1:
-            result[component] = dict(zip(("rank", "alpha"), sizes.pop(), strict=True))
+            size = sizes.pop()
+            if size != common:  # else a rank given beside the header would have no effect
+                result[component] = dict(zip(("rank", "alpha"), size, strict=True))
         elif sizes:
             notes.append(f"the layers of its {component} differ in rank or alpha; all get ss_network_dim and ss_network_alpha")
     return result, notes
+
+
+def _common(facts: Mapping[str, str]) -> tuple[int, float] | None:
+    """(rank, α) of all layers that have none of their own, as the header says."""
+    rank, alpha = (facts.get(field, "None") for field in ("ss_network_dim", "ss_network_alpha"))
+    return None if rank == "None" else (int(rank), float(rank if alpha == "None" else alpha))
 
 
 def _put(result: dict[str, Any], name: str, value: Any) -> None:

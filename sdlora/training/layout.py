@@ -109,11 +109,15 @@ def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, An
     return {key: (left.get(key), right.get(key)) for key in {**left, **right} if key not in open_ and left.get(key) != right.get(key)}
 
 
-def begin(layout: Layout, settings: TrainConfig) -> None:
-    """Make the folder, clear away what a killed process had half written there, and write the settings into it."""
+def begin(layout: Layout) -> None:
+    """Make the folder, and clear away what a killed process had half written there."""
     atomic.writable_folder(layout.folder)
     for half in layout.folder.rglob(".*.tmp.*"):
         half.unlink(missing_ok=True)
+
+
+def write(layout: Layout, settings: TrainConfig) -> None:
+    """The settings into the folder: from then on it holds a run of these."""
     with atomic.replacing(layout.config) as temporary:
         temporary.write_text(config.dumps(settings), encoding="utf-8")
 

@@ -70,11 +70,11 @@ def prepared(components: Components, config: TrainConfig) -> Iterator[None]:
     unet: Any = components.unet
     processors, tiled = dict(unet.attn_processors), components.vae.use_tiling
     small = components.device.type == "cpu" and unet.config.sample_size <= SMALL and config.precision == "bf16"
-    if config.attention == "auto" and small:
-        unet.set_attn_processor(AttnProcessor())
-    hardware.set_attention(unet, config.attention)
-    hardware.set_tiling(components.vae, config.vae_tiling)
     try:
+        if config.attention == "auto" and small:
+            unet.set_attn_processor(AttnProcessor())
+        hardware.set_attention(unet, config.attention)
+        hardware.set_tiling(components.vae, config.vae_tiling)
         yield
     finally:
         unet.set_attn_processor(processors)

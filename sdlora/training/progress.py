@@ -57,7 +57,7 @@ class Terminal(Silent):
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)  # a path may have [brackets] and :colons:
 
     def start(self, done: int) -> None:
         self.began, self.last, self.first = time.monotonic(), time.monotonic(), done

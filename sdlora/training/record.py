@@ -29,9 +29,9 @@ def manifest(run: Run) -> list[dict[str, Any]]:
 
 
 def _entries(part: Source, factor: int) -> Iterator[dict[str, Any]]:
-    sizes: dict[str, list[list[int]]] = {}
+    sizes: dict[str, dict[tuple[int, int], None]] = {}  # each once, also of a picture that lies there twice
     for row in part.data.rows:
-        sizes.setdefault(row.key, []).append([factor * row.shape[1], factor * row.shape[0]])
+        sizes.setdefault(row.key, {})[factor * row.shape[1], factor * row.shape[0]] = None
     for example in part.data.examples:
         height, width = pictures.extent(example.path)
         yield {
@@ -40,7 +40,7 @@ def _entries(part: Source, factor: int) -> Iterator[dict[str, Any]]:
             "sha256": example.digest,
             "captions": list(example.captions),
             "size": [width, height],
-            "buckets": list(sizes[example.digest[:16]]),
+            "buckets": [list(size) for size in sizes[example.digest[:16]]],
         }
 
 

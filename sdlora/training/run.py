@@ -95,9 +95,7 @@ class Run:
     def load_state(self, path: Path) -> None:
         """Go on from `path`; SdloraError if it was made from another base or other images."""
         state = read_state(path)
-        for what in {**state["identity"], **self.identity}:
-            if state["identity"].get(what) != self.identity.get(what):
-                raise SdloraError(f"the {what} changed since the run in {path.parent} began; choose another output, or delete that folder")
+        self.check(state, path)
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
@@ -108,6 +106,12 @@ class Run:
             self.average.restore(state["average"])
         self.guard.restore(state["guard"])
         self.step = state["step"]
+
+    def check(self, state: Mapping[str, Any], path: Path) -> None:
+        """SdloraError if `state`, of `path`, was made from another base or other images."""
+        for what in {**state["identity"], **self.identity}:
+            if state["identity"].get(what) != self.identity.get(what):
+                raise SdloraError(f"the {what} changed since the run in {path.parent} began; choose another output, or delete that folder")
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from sdlora import files
 from sdlora.errors import SdloraError
 from sdlora.training.layout import Layout
-from sdlora.training.run import Run, metadata
+from sdlora.training.run import Run, metadata, read_state
 
 
 def newest(place: Layout, say: Callable[[str], object] = lambda text: None) -> Path | None:
@@ -20,6 +20,13 @@ def newest(place: Layout, say: Callable[[str], object] = lambda text: None) -> P
     if found:
         raise SdloraError(f"every state in {found[0].parent} is damaged; delete {place.folder} to train anew")
     return None
+
+
+def check(run: Run, place: Layout) -> None:
+    """SdloraError if the states in the folder are of a run with another base or other images."""
+    state = newest(place)
+    if state:
+        run.check(read_state(state), state)
 
 
 def whole(path: Path) -> bool:
@@ -37,9 +44,9 @@ def step_of(path: Path | None) -> int:
 
 
 def state(run: Run, place: Layout) -> None:
-    """Write the state and delete the oldest ones that are too many."""
+    """Write the state and delete the oldest ones that are too many. One of a later step was passed over as damaged: it keeps no place."""
     run.save_state(place.state(run.step))
-    prune(place.states, run.config.keep_states)
+    prune([path for path in place.states if step_of(path) <= run.step], run.config.keep_states)
 
 
 def file(run: Run, place: Layout) -> Path:

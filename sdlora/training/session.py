@@ -15,7 +15,7 @@ from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
-from sdlora.training import again, heldout, initial, intervals, optimizers, placement, planning, prior, processes, record, sources
+from sdlora.training import again, heldout, initial, intervals, optimizers, placement, planning, prior, processes, record, saving, sources
 from sdlora.training import layout as layouts
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
@@ -58,9 +58,11 @@ def train(
     place = Layout(config.output)
     layouts.agree(place, config)
     if world.main:
-        layouts.begin(place, config)
+        layouts.begin(place)
     with report, underway(config, components, found, report, imagine, world, held) as run:
+        saving.check(run, place)  # before anything in a folder that holds another run is overwritten
         if world.main:
+            layouts.write(place, config)
             record.write(place.manifest, record.manifest(run))
             record.add(place.environment, record.environment(components.device, config.precision, world.size))
         with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):

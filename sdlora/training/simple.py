@@ -112,9 +112,12 @@ def _captions(folder: Path) -> list[str]:
 def _number(name: str, overrides: Sequence[str], header: Mapping[str, Any], default: int) -> int:
     value = _last(name, overrides)
     try:
-        return int(value or header.get(name, default))
+        number = int(value or header.get(name, default))
     except ValueError:
-        raise SdloraError(f"{name} is {value!r}; it should be a whole number") from None
+        number = 0
+    if number < 1:
+        raise SdloraError(f"{name} is {value}; it should be a whole number, and 1 at least")
+    return number
 
 
 def _last(name: str, overrides: Sequence[str]) -> str | None:
