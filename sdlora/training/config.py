@@ -219,7 +219,7 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
         kind = KINDS[self.optimizer.name]
         usual = 1.0 if kind.finds_rate else kind.rate * (EMOJI_RATE if self.base == "emoji" else DEFAULT_RATE)
         rate = self.learning_rate or usual
-        weighting = self.loss.weighting or "min_snr"
+        weighting, held = self.loss.weighting or "min_snr", self.validation.images
         own = {name: getattr(self, name) for name in self.learning}
         ranks = {name: part.rank or self.rank for name, part in own.items()}
         changes: dict[str, Any] = {
@@ -234,6 +234,7 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
             "min_snr": self.min_snr if weighting == "min_snr" else 0.0,
             "loss": self.loss.model_copy(update={"weighting": weighting}),
             "output": self.output.absolute(),
+            "validation": self.validation.model_copy(update={"images": held and held.absolute()}),
             **{n: path.absolute() for n in ("images", "regularisation", "metadata", "vae", "init") if (path := getattr(self, n))},
         }
         return self.model_copy(update=changes)
