@@ -26,6 +26,15 @@ def test_a_scan_gives_images_and_captions_in_the_order_of_their_names(folder):
     assert [(e.path.name, e.caption) for e in data.scan(folder)] == [(f"{i}.png", f"picture {i}, flat emoji") for i in range(3)]
 
 
+def test_a_linked_folder_is_read_unless_it_leads_back_up(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("9.png", "9.txt"):
+        (elsewhere / name).write_bytes((folder / name.replace("9", "1")).read_bytes())
+    (folder / "back").symlink_to(folder, target_is_directory=True)
+    (folder / "linked").symlink_to(elsewhere, target_is_directory=True)
+    assert [e.path.name for e in data.scan(folder)] == ["0.png", "1.png", "2.png", "9.png"]
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

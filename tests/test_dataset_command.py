@@ -166,7 +166,9 @@ def test_a_cache_that_takes_no_files_costs_time_and_nothing_else(tmp_path):
     assert kept.made == 1 and "cannot write into" in kept.problem
 
 
-@pytest.mark.parametrize("words", [("--older", "30"), ("--older", "soon"), ("--to", "5"), ("--to", "2 GBs"), ("--folder", "no")])
+@pytest.mark.parametrize(
+    "words", [("--older", "30"), ("--older", "soon"), ("--to", "5"), ("--to", "2 GBs"), ("--to", "2ib"), ("--folder", "no")]
+)
 def test_what_is_no_age_or_size_is_said(command_line, words):
     with pytest.raises(SdloraError, match="such as 30d|such as 2GB|there is no folder"):
         command_line(cache_command, "cache")("prune", *words)

@@ -144,7 +144,7 @@ def test_a_sample_with_an_empty_mask_has_no_loss_and_no_gradient():
 def test_offset_noise_moves_whole_channels():
     noise, shift = torch.zeros(2, 3, 3, dtype=torch.float64), torch.tensor([[[1.0]], [[-2.0]]], dtype=torch.float64)
     close(shapes.offset(noise, shift, 0.1)[:, 0, 0], [0.1, -0.2])
-    latents = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64).expand(2, 3, 3)
+    latents = torch.tensor([1.0, -4.0, 0.0], dtype=torch.float64).expand(2, 3, 3)  # |mean| 1, as kohya has it; the mean of |x₀| is 5/3
     close(shapes.offset(noise, shift, 0.1, latents, 0.05)[:, 1, 1], [0.15, -0.3])
     close(shapes.offset(noise, shift, 0.1, latents, -0.2)[:, 1, 1], [0.0, 0.0])
 

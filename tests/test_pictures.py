@@ -30,6 +30,9 @@ def test_exif_rotation_is_honoured(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     image.save(tmp_path / "a.jpg", exif=exif)
     assert read(tmp_path / "a.jpg").size == (2, 4) and pictures.extent(tmp_path / "a.jpg") == (4, 2)
+    exif[0x0112] = 9  # stands for nothing
+    image.save(tmp_path / "b.jpg", exif=exif)
+    assert read(tmp_path / "b.jpg").size == (4, 2) and pictures.extent(tmp_path / "b.jpg") == (2, 4)
 
 
 @pytest.mark.parametrize("value, array", [(32896, np.uint16), (128.2 / 255, np.float32), (128.0, np.float32)])

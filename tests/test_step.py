@@ -284,6 +284,31 @@ def test_timesteps_stay_in_their_range(settings, running):
     assert t.min() >= 200 and t.max() < 300 and t.max() - t.min() > 90
 
 
+@pytest.mark.parametrize("beyond", [{"max": 1001}, {"min": 1000}], ids=str)
+def test_timesteps_that_the_base_does_not_have_are_refused(settings, running, beyond):
+    with pytest.raises(SdloraError, match="has 1000: min is at most 999, max at most 1000"):
+        running(settings(**FEW, timesteps=beyond))
+    running(settings(**FEW, timesteps={"min": 999, "max": 1000}))
+
+
+@pytest.mark.parametrize("name", list(optimizers.KINDS))
+def test_layers_that_no_gradient_reaches_are_saved_as_they_are(name, settings, running, tmp_path):
+    """With clip_skip = 2 the text encoder's last layer has no part in the loss."""
+    if not optimizers.installed(name):
+        pytest.skip(optimizers.missing(name))
+    wanted = settings(optimizer={"name": name}, targets=["text_attention"], clip_skip=2, steps=2, batch_size=1)
+    run = running(wanted)
+    before = numbers(run)
+    list(loop.steps(run))
+    idle = [torch.equal(one, other) for one, other in zip(before, numbers(run), strict=True)]
+    assert sum(idle) == 8 and idle[-8:] == [True] * 8, "A and B of the last layer's q, k, v, out"
+    assert equal(saved(run)[-8:], before[-8:])
+    run.save_state(tmp_path / "state.pt")
+    expected, again = saved(run), running(wanted)
+    again.load_state(tmp_path / "state.pt")
+    assert equal(saved(again), expected)
+
+
 def test_zero_terminal_snr_is_trained_recorded_and_sampled_with(settings, running, loaded):
     base = loaded("sd2_v")
     run = running(settings(**FEW, noise={"zero_snr": True}, resolution=64), "sd2_v")
@@ -349,6 +374,8 @@ PRODIGY, FREE = {"name": "prodigy"}, {"name": "schedulefree"}
         ({"optimizer": PRODIGY, "lora_plus": 4.0}, "prodigy has one learning rate for all layers"),
         ({"optimizer": PRODIGY, "text_encoder": {"learning_rate": 0.5}, "targets": ["attention", "text_mlp"]}, "has one learning rate"),
         ({"optimizer": FREE, "schedule": "cosine"}, "schedulefree needs no schedule"),
+        ({"optimizer": FREE, "schedule_floor": 0.1}, "schedule_floor has no effect with schedulefree"),
+        ({"optimizer": FREE | {"betas": [0.0, 0.999]}}, "divides by the first"),
         ({"optimizer": FREE, "ema": {"decay": 0.9}}, "averages the adapter already"),
         ({"optimizer": FREE, "max_norm": 1.0}, "max_norm cannot reach into the average"),
         ({"schedule_cycles": 2}, "schedule_cycles has no effect with schedule=cosine; it belongs to cosine_restarts"),

@@ -12,6 +12,7 @@ from sdlora.conditioning import Sizes
 from sdlora.data import Encoded
 from sdlora.data.encode import Row, View
 from sdlora.errors import SdloraError
+from sdlora.loss.timesteps import placed
 from sdlora.training import TrainConfig, batches, draws, loop, planning, run, schedule, session
 from sdlora.training.batches import Source
 from sdlora.training.layout import Layout
@@ -94,9 +95,9 @@ def test_every_epoch_sees_every_image_once_in_a_new_order():
 
 
 def test_stratified_timesteps_are_uniform_and_one_to_a_stratum():
-    rows = torch.stack([draws.timesteps(8, 1000, True, 0, "t", step) for step in range(400)])
+    rows = torch.stack([placed(draws.quantiles(8, True, 0, "t", step), 1000) for step in range(400)])
     assert torch.equal(rows.sort(1).values // 125, torch.arange(8).expand(400, 8))
-    for t in (rows, torch.stack([draws.timesteps(8, 1000, False, 0, "t", step) for step in range(400)])):
+    for t in (rows, torch.stack([placed(draws.quantiles(8, False, 0, "t", step), 1000) for step in range(400)])):
         assert 0 <= t.min() and t.max() <= 999
         assert abs(t.float().mean() - 499.5) < 4 * 288.7 / math.sqrt(3200)
     assert (rows.float().mean(0) - 499.5).abs().max() < 4 * 288.7 / math.sqrt(400), "every place of the batch is uniform as well"

@@ -43,6 +43,14 @@ def train(folder, components):
     return go
 
 
+def test_of_several_captions_runs_with_other_seeds_are_validated_with_the_same(folder, components):
+    held = [Example(folder / "held" / "a.png", ("one", "two", "three", "four"))]
+    usual = {"images": folder / "pictures", "output": folder / "run", "resolution": 32}
+    configs = [TrainConfig(**usual, seed=seed).settled() for seed in range(6)]
+    found = [heldout.encoded(held, components, config, Cache(), print).source.data.rows[0].wordings[0] for config in configs]
+    assert len(set(found)) == 1 and found[0] in held[0].captions
+
+
 def sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -75,7 +75,7 @@ def size(text: str) -> int:
     """2GB -> 2000000000, 2GiB -> 2147483648, 0 -> 0. SdloraError for what is no size."""
     from sdlora.errors import SdloraError
 
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b)?", text.strip(), re.IGNORECASE)
     if not match or (match[2] is None and float(match[1]) > 0):
         raise SdloraError(f"--to is {text!r}; write a number and a unit, such as 2GB or 500MB, or 0")
     return int(float(match[1]) * UNITS[(match[2] or "B").upper()])

@@ -177,8 +177,13 @@ def _entries(folder: Path, root: Path, rules: dict[Path, Folder], tables: tuple[
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.stem.endswith(MASK) and repeats:
             yield Entry(path, name, repeats, rule, caption, tables)
     for path in inside:
-        if path.is_dir() and not (output and path.absolute() == Path(output).absolute()):
+        if path.is_dir() and not (output and path.absolute() == Path(output).absolute()) and not _upwards(path):
             yield from _entries(path, root, rules, tables, output)
+
+
+def _upwards(path: Path) -> bool:
+    """Whether it is a link to a folder that it lies in: followed, it would give every picture some forty times."""
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _rule(folder: Path, root: Path, rules: dict[Path, Folder]) -> Folder:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdlora.errors import SdloraError
 
-ORIENTATION, LYING = 0x0112, 5  # an EXIF tag, and its first value that stands for a quarter turn
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # an EXIF tag, and its values that stand for a quarter turn
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
@@ -49,7 +49,7 @@ def extent(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            return (width, height) if image.getexif().get(ORIENTATION, 1) >= LYING else (height, width)
+            return (width, height) if image.getexif().get(ORIENTATION) in LYING else (height, width)
     except Exception as error:
         raise _corrupt(path, error) from error
 

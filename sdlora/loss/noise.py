@@ -12,12 +12,12 @@ from torch.nn import functional as F
 def offset(noise: Tensor, shift: Tensor, strength: float, latents: Tensor | None = None, adaptive: float = 0.0) -> Tensor:
     """ε + o·ξ, with ξ (c, 1, 1) normal: each channel's mean is noise of its own.  N. Guttenberg 2023, "Diffusion with offset noise".
 
-    Adaptive, as kohya's adaptive_noise_scale: o = max(0, strength + adaptive · mean |x₀|), of each channel.
+    Adaptive, as kohya's adaptive_noise_scale: o = max(0, strength + adaptive · |mean x₀|), of each channel.
     """
     if not adaptive:
         return noise + strength * shift
     assert latents is not None
-    size = latents.abs().mean((-2, -1), keepdim=True)
+    size = latents.mean((-2, -1), keepdim=True).abs()
     return noise + (strength + adaptive * size).clamp(min=0) * shift
 
 

@@ -219,7 +219,7 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
         kind = KINDS[self.optimizer.name]
         usual = 1.0 if kind.finds_rate else kind.rate * (EMOJI_RATE if self.base == "emoji" else DEFAULT_RATE)
         rate = self.learning_rate or usual
-        weighting = self.loss.weighting or "min_snr"
+        weighting, held = self.loss.weighting or "min_snr", self.validation.images
         own = {name: getattr(self, name) for name in self.learning}
         # a part without a rank of its own stays without one: so `rank` means the same in a run's config.toml and in an adapter's header
         changes: dict[str, Any] = {
@@ -237,7 +237,7 @@ class TrainConfig(DataSettings):  # images, captions, buckets, cache, …: sdlor
             "output": self.output.absolute(),
             "base": self.base if self.base in models.BUILT_IN else _absolute(self.base),
             "cache": self.cache if self.cache in CACHES else str(Path(self.cache).expanduser().absolute()),
-            "validation": self.validation.model_copy(update={"images": held.absolute() if (held := self.validation.images) else None}),
+            "validation": self.validation.model_copy(update={"images": held and held.absolute()}),
             **{n: path.absolute() for n in ("images", "regularisation", "metadata", "vae", "init") if (path := getattr(self, n))},
         }
         return self.model_copy(update=changes)

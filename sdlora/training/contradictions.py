@@ -55,6 +55,11 @@ def averages(c: "TrainConfig") -> Iterator[str]:
         return
     if "schedule" in c.model_fields_set and c.schedule != "constant":
         yield f"{c.optimizer.name} needs no schedule, and {c.schedule} would spoil its average; leave schedule out (a warm-up is fine)"
+    for name in SETTINGS_OF:
+        if getattr(c, name) is not None:
+            yield f"{name} has no effect with {c.optimizer.name}, which needs no schedule; leave it out"
+    if c.optimizer.betas is not None and c.optimizer.betas[0] == 0:
+        yield f"optimizer.betas is {list(c.optimizer.betas)}; {c.optimizer.name} divides by the first, so it has to be more than 0"
     if c.ema.on:
         yield f"{c.optimizer.name} averages the adapter already; leave ema.decay out"
     if c.max_norm:

@@ -45,8 +45,3 @@ def quantiles(count: int, stratified: bool, seed: int, purpose: str, step: int) 
     source = generator(seed, purpose, step)
     u = torch.rand(count, generator=source, dtype=torch.float64)
     return (torch.randperm(count, generator=source) + u) / count if stratified else u
-
-
-def timesteps(count: int, total: int, stratified: bool, seed: int, purpose: str, step: int) -> Tensor:
-    """(count,) of 0 … total − 1, each uniform; see `quantiles`."""
-    return (quantiles(count, stratified, seed, purpose, step) * total).long().clamp(max=total - 1)

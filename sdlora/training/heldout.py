@@ -10,8 +10,8 @@ from sdlora.training import sources
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 
-# As a person sees the picture: whole, with the caption as it is written
-PLAIN = {"flip": False, "crop": "centre", "shuffle_tags": False, "tag_dropout": 0.0, "masks": "off"}
+# As a person sees the picture: whole, with the caption as it is written; of several captions the same one whatever the run's seed is
+PLAIN = {"flip": False, "crop": "centre", "shuffle_tags": False, "tag_dropout": 0.0, "masks": "off", "seed": 0}
 ELSEWHERE = {"folders": (), "regularisation": None, "metadata": None}  # what is said of the image folder only
 
 

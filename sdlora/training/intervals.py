@@ -12,7 +12,8 @@ def valid(every: int | str) -> bool:
 
 
 def steps(every: int | str, images: int, samples_per_step: int) -> int:
-    """`every` in optimiser steps; an epoch is the fewest steps in which each of `images` comes at least once. 0: never."""
+    """`every` in optimiser steps; an epoch is the fewest steps that show as many pictures as
+    there are `images`. 0: never."""
     if isinstance(every, int):
         return every
     found = _EPOCHS.fullmatch(every)

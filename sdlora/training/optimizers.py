@@ -111,13 +111,15 @@ def averaged(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> 
     """What an optimizer that averages has for a result, in the order of `parameters`; None for all others.
 
     Schedule-free AdamW trains y = (1 − β₁) z + β₁ x and its result is x. Its own eval() and train() move y to x and back, which
-    rounds, so that saving would change the run; this leaves the run as it is.
+    rounds, so that saving would change the run; this leaves the run as it is. A parameter that never had a gradient (of a text
+    encoder's last layer, where the one before it is read) has no z, and stays.
     """
     if not hasattr(optimizer, "eval") or not any("z" in state for state in optimizer.state.values()):
         return None
     beta1 = {id(p): group["betas"][0] for group in optimizer.param_groups for p in group["params"]}
+    z = {id(p): state["z"] for p, state in optimizer.state.items() if "z" in state}
     with torch.no_grad():
-        return [torch.lerp(p.detach(), optimizer.state[p]["z"], 1 - 1 / beta1[id(p)]) for p in parameters]
+        return [torch.lerp(p.detach(), z[id(p)], 1 - 1 / beta1[id(p)]) if id(p) in z else p.detach() for p in parameters]
 
 
 def _class(module: str, name: str) -> Any:

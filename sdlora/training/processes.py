@@ -1,7 +1,8 @@
 """Several processes, one training: each computes its share of every batch, and their gradients are added.
 
 Every draw is a function of (seed, step, position), never of a process, and the batch of P processes with n samples each is the one
-of a single process with P · n samples. So the result is the same but for the order in which numbers are added up.
+of a single process with P · n samples. So the result is the same but for the order in which numbers are added up, and but for
+dropout, which each process draws for itself.
 """
 
 import os

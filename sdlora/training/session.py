@@ -147,6 +147,12 @@ def fitted(config: TrainConfig, components: Components) -> TrainConfig:
     sides = frames(config, sources.grid(components)).sides
     resolution = sides[0] if len(sides) == 1 else sides
     conditioning.check_clip_skip(components, config.clip_skip)
+    own, total = config.timesteps, len(components.alphas_bar)
+    if max(own.min + 1, own.max or 0) > total:
+        raise SdloraError(
+            f"timesteps.min is {own.min} and timesteps.max {own.max or 'unset'}; {components.name} has {total}: min is at most "
+            f"{total - 1}, max at most {total}"
+        )
     precision = placement.precision(config.precision, components.device)
     return config.model_copy(update={"resolution": resolution, "precision": precision})
 

@@ -54,7 +54,7 @@ class Loss(Settings):
 
 class Noise(Settings):
     offset: NotNegative = 0.0  # 0.05 to 0.1 lets the adapter change how bright a picture is as a whole
-    offset_adaptive: float = 0.0  # times the mean of |x₀| on top of the offset
+    offset_adaptive: float = 0.0  # times |mean of x₀|, of each channel, on top of the offset
     pyramid_levels: CountOrNone = 0  # 6 to 10: noise at many resolutions; 0: white
     pyramid_discount: Annotated[float, Field(gt=0, lt=1)] | None = None  # of each coarser level; None: 0.4
     input_perturbation: NotNegative = 0.0  # 0.1: that much more noise in the input than the target knows of
