@@ -42,14 +42,19 @@ def format_of(name: str) -> str:
     return short
 
 
+def check_quality(kind: str, quality: int | None) -> None:
+    """SdloraError for a quality that the format `kind` does not have."""
+    if quality is not None and (kind == "png" or not 1 <= quality <= 100):
+        raise SdloraError(f"quality is {quality}; it is a number from 1 to 100 for jpeg and webp, and png has none")
+
+
 def save(image: Image.Image, path: str | Path, settings: Mapping[str, Any], quality: int | None = None) -> None:
     """Write `image` to `path`, whole or not at all, in the format of its ending. `settings` is anything that JSON can hold.
 
     quality: 1 to 100, of JPEG and WebP, 95 by default.
     """
     kind = format_of(Path(path).suffix)
-    if quality is not None and (kind == "png" or not 1 <= quality <= 100):
-        raise SdloraError(f"quality is {quality}; it is a number from 1 to 100 for jpeg and webp, and png has none")
+    check_quality(kind, quality)
     text = infotext.written(settings) if "prompt" in settings else ""
     if kind == "png":
         options: dict[str, Any] = {"pnginfo": _chunks(text, json.dumps(settings))}
@@ -72,7 +77,7 @@ def carried(path: str | Path) -> Carried:
             image.load()  # chunks may follow the pixels
             note, comment = image.info.get(JSON), image.info.get(TEXT)
             tags = image.getexif().get_ifd(EXIF)
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises many kinds for damaged files
         raise SdloraError(f"cannot read {path} as a picture: {getattr(error, 'strerror', None) or error}") from error
     if note is None and isinstance(tags.get(NOTE), bytes) and tags[NOTE].startswith(OURS):
         note = tags[NOTE].removeprefix(OURS)

@@ -213,6 +213,50 @@ def test_another_base_is_an_error_that_names_both_unless_it_is_asked_for(tmp_pat
     assert "emoji (ababababab)" in warning
 
 
+def test_a_base_that_is_named_is_asked_for_even_if_it_is_the_default_one(tmp_path: Path):
+    picture = saved(tmp_path, base={"name": "another", "hash": "ab" * 32})
+    drawing, found = work.gathered({"base": "emoji"}, source=picture)
+    assert found is not None and work._said(drawing, found) == {"base": True}
+    drawing, found = work.gathered({}, source=saved(tmp_path, base={"name": "emoji", "hash": "ab" * 32}))
+    assert found is not None and work._said(drawing, found) == {}
+
+
+def test_prompts_from_a_file_need_none_of_the_adapters_in_the_pictures_prompt(tmp_path: Path):
+    tag = {"file": "gone.safetensors", "strength": 1, "hash": "0" * 12, "tag": "gone"}
+    picture = saved(tmp_path, prompt="a cat <lora:gone:1>", adapters=[tag])
+    with pytest.raises(SdloraError, match="drawn with the adapter gone.safetensors"):
+        work.gathered({}, source=picture)
+    drawing, _ = work.gathered({"prompts": tmp_path / "prompts.txt"}, source=picture)
+    assert drawing.prompt == () and drawing.named == ()
+
+
+@pytest.mark.parametrize("in_a_run", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quality": 200}, "quality is 200"),
+        ({"batch": -1}, "batch is -1; it has to be at least 1"),
+        ({"preview": 0}, "preview is 0"),
+        ({"adapter_memory": "much"}, "is no amount of memory"),
+        ({"adapter": ("broken.safetensors",)}, "broken.safetensors .* is cut off"),
+        ({"init": Path("gone.png"), "width": 32, "height": 32}, "there is no picture gone.png"),
+        ({"init": Path("here.png"), "mask": "gone.png"}, "there is no picture gone.png"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_said_before_there_is_a_bar(
+    tmp_path: Path, tiny_base: Path, monkeypatch, settings: dict, message: str, in_a_run: bool
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("here.png")
+    Path("broken.safetensors").write_bytes(b"broken")
+    Path("prompts.txt").write_text("a cat", encoding="utf-8")
+    what = {"prompts": Path("prompts.txt")} if in_a_run else {"prompt": ("a cat",)}
+    drawing = Drawing(base=str(tiny_base), steps=2, output=tmp_path / "out", **what, **settings)
+    with pytest.raises(SdloraError, match=message):
+        work.drawn_and_saved(drawing, lambda text: None, lambda total: pytest.fail("a bar"))
+
+
 def test_a_base_that_is_nowhere_is_asked_for(tmp_path: Path):
     with pytest.raises(SdloraError, match=r"the base v1-5 \(ababababab\), which is not known here; give it with --base"):
         recall.recalled(saved(tmp_path, base={"name": "v1-5", "hash": "ab" * 32}))

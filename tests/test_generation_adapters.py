@@ -198,3 +198,16 @@ def test_the_command_says_what_auto_chose_in_its_output_and_in_the_picture(tiny_
     assert "adapters are fused" in said
     (picture,) = tmp_path.glob("*.png")
     assert "fused" in str(Image.open(picture).info)
+
+
+def test_an_infinite_adapter_of_one_picture_does_not_reach_its_neighbours_text(components, random_adapter):
+    wild = random_adapter(components.modules, ("attention", "text_attention"), size=float("inf"))
+    tame = random_adapter(components.modules, ("attention", "text_attention"), seed=1)
+    named = {"wild": wild, "tame": tame}
+    requests = [Request("a cat", steps=2, adapters=(("tame", 1.0),)), Request("a cat", steps=2, adapters=(("wild", 1.0),))]
+    pictures = generate(components, requests, named=named, apply="stacked", batch=2)
+    beside = next(pictures).image
+    with pytest.raises(SdloraError, match="turned into NaN at step 1 of 2"):
+        next(pictures)
+    (alone,) = generate(components, requests[:1], named=named, apply="stacked")
+    assert np.abs(np.asarray(beside, int) - np.asarray(alone.image, int)).max() <= 1

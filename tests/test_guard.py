@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdlora.errors import SdloraError
-from sdlora.generation import guard
+from sdlora.generation import Request, guard
 
 
 def test_the_foreseen_memory_of_decoding_is_what_the_decoders_widest_tensors_take(components):
@@ -53,3 +53,13 @@ def test_an_allocation_that_fails_is_one_line_and_other_errors_stay_what_they_ar
         torch.empty(10**16)
     with pytest.raises(RuntimeError, match="mat1 and mat2"), guard.enough(components):
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_a_picture_that_is_made_of_numbers_again_after_nan_is_lost_at_its_first_step_without(components):
+    watch = guard.Finite(2, torch.device("cpu"))
+    for bad in (False, True, False, False):
+        x = torch.zeros(2, 4, 2, 2)
+        x[1, 0, 0, 0] = float("nan") if bad else 0.0
+        watch.see(x)
+    lost = watch.errors(components, [Request("one"), Request("other", seed=7)], 4)
+    assert set(lost) == {1} and "'other' with seed 7 turned into NaN at step 2 of 4" in str(lost[1])

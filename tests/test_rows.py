@@ -85,6 +85,21 @@ def test_an_infinite_adapter_of_one_row_leaves_the_others_alone(components, adap
     assert not torch.isfinite(together[3]).any()
 
 
+@pytest.mark.parametrize("eta", [1.0, 0.0])
+def test_an_infinite_adapter_that_is_off_for_all_rows_is_nothing(components, adapters, random_adapter, inputs, eta):
+    """As it is where pictures are called one by one: their prompts, and calls of the U-Net for prompts of several lengths."""
+    wild = random_adapter(components.modules, EVERYTHING, size=float("inf"))
+    with stacked(components.modules, [(adapters[0], 1.0)]) as stack:
+        stack.set_strengths([eta])
+        expected = output(components, inputs)
+    with stacked(components.modules, [(adapters[0], 1.0), (wild, 0.0)]) as stack:
+        for change in (lambda: stack.set_strengths([eta, 0]), lambda: stack.set_rows([[eta, 0]] * 4)):
+            change()
+            torch.testing.assert_close(output(components, inputs), expected, **CLOSE)
+        stack.set_strengths([0, 1])
+        assert not torch.isfinite(output(components, inputs)).any()
+
+
 def test_rows_without_adapters_are_the_base_and_equal_rows_are_the_vector(components, adapters, inputs):
     base = output(components, inputs)
     with stacked(components.modules, [(adapter, 1.0) for adapter in adapters]) as stack:

@@ -138,3 +138,8 @@ def test_an_unknown_schedule_and_too_many_steps_are_one_line():
     for name, steps in (("simple", 1001), ("ddim", 1001), ("lcm", 51)):
         with pytest.raises(SdloraError, match=f"steps is {steps}; the schedule {name} does not have that many noise levels"):
             schedule(name, BAR, steps)
+
+
+def test_levels_without_number_are_refused_before_they_are_made():
+    with pytest.raises(SdloraError, match="steps is 20,000,000,000; a schedule has at most 100,000 noise levels"):
+        schedule("karras", BAR, 20_000_000_000)

@@ -38,6 +38,13 @@ class First:
         self.b = [torch.cat([update.b for _, update in own], dim=1).to(weight.device, weight.dtype) for own in parts]  # (out, Σr, …) each
         self.seen: tuple[Tensor, Any] | None = None  # the last input and its first product
 
+    def wild(self) -> set[int]:
+        """The adapters with a number that is none here (∞, or too large for the layers' dtype)."""
+        columns = torch.isfinite(self.a).flatten(1).all(1)
+        for span, b in zip(self.spans, self.b, strict=True):
+            columns[span] &= torch.isfinite(b).transpose(0, 1).flatten(1).all(1)
+        return set() if bool(columns.all()) else set(self.owners[~columns.cpu()].tolist())
+
     def change(self, rows: Rows | None) -> None:
         self.rows, self.gathered, self.seen = rows, None, None
 

@@ -82,11 +82,11 @@ class Columns:
 class Rows:
     """η of each row for each adapter, and which columns that means."""
 
-    etas: tuple[tuple[float, ...], ...]  # (rows, k)
+    etas: tuple[tuple[float, ...], ...]  # (rows, k); a single one is every row's
     selection: Selection
 
     def check(self, x: Tensor) -> None:
-        if len(x) not in (1, len(self.etas)):
+        if len(self.etas) > 1 and len(x) not in (1, len(self.etas)):
             raise SdloraError(f"the model is called with {len(x)} rows, and strengths are set for {len(self.etas)}; see Stack.set_rows")
 
     def strengths(self, first: First) -> Tensor:
@@ -135,8 +135,8 @@ def by_setting(rows: Rows, first: First, member: int, layer: nn.Module, x: Tenso
     one = len(x) < len(rows.etas)
     result = output.expand(len(rows.etas), *output.shape[1:]).clone() if one else output
     for etas in dict.fromkeys(rows.etas):
-        of = [i for i, row in enumerate(rows.etas) if row == etas]
-        own = strengths[of[0], span]
+        of = slice(None) if len(rows.etas) == 1 else [i for i, row in enumerate(rows.etas) if row == etas]
+        own = strengths[rows.etas.index(etas), span]
         used = own.nonzero().flatten().to(x.device)
         if len(used):
             a, b, s = first.a[span][used], first.b[member][:, used], own.to(x.device)[used]

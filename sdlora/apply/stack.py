@@ -38,6 +38,7 @@ class Stack:
         self.firsts = [self._first(names) for names in _siblings(layers, adapters)]
         self.vectors = [Vector(group) for group in _by_device(self.firsts)]
         self.current: Etas = ()
+        self.wild = {owner for first in self.firsts for owner in first.wild()}
         self.selections: dict[Any, Selection] = {}
         self.handles: list[RemovableHandle] = [layer.register_forward_hook(self.joined[name]) for name, layer in layers.items()]
 
@@ -67,7 +68,8 @@ class Stack:
         if etas == self.current:  # and what constant layers remember stays valid
             return
         distinct = set(etas)
-        rows = Rows(etas, self._selection(etas)) if len(distinct) > 1 else None
+        hidden = any(etas[0]) and any(etas[0][i] == 0 for i in self.wild)  # 0 · ∞ would be NaN; columns that are not taken are nothing
+        rows = Rows(etas, self._selection(etas)) if len(distinct) > 1 or hidden else None
         if rows is None:
             values = torch.tensor(etas[0], dtype=torch.float64)
             for vector in self.vectors:

@@ -9,7 +9,7 @@ from itertools import chain
 
 from sdlora.generation import Request
 from sdlora.generation.adapters import Wanted
-from sdlora.generation.generate import alike, full
+from sdlora.generation.generate import alike, check_batch, full
 from sdlora.models import Components
 from sdlora.strength import strength
 
@@ -19,6 +19,7 @@ def batches(components: Components, wanted: Sequence[Request], apply: str, batch
 
     apply  fused: pictures of a batch have the same adapters and strengths. batch: the most that are drawn together.
     """
+    check_batch(batch)
     groups: dict[str, list[int]] = {}
     for i, request in enumerate(wanted):
         groups.setdefault(repr(alike(components, request, _adapters(request), apply)), []).append(i)

@@ -61,7 +61,7 @@ def recalled(path: str | Path, folders: Sequence[str | Path] = (), given: Mappin
     search = _Search(found.source, folders)
     if "adapter" not in said:
         settings["adapter"] = tuple(f"{search.file(a)}={a['strength']}" for a in wanted if "tag" not in a)
-    if "prompt" not in said:
+    if not {"prompt", "prompts"} & said.keys():
         tags = {a["tag"]: a for a in wanted if "tag" in a}
         settings["named"] = tuple((name, search.file(a)) for name, a in tags.items() if search.known(a, name))
     return Recalled(settings, (*found.warnings, *search.warnings), found.source, found.model, found.vae, found.device)

@@ -59,7 +59,7 @@ def drawn_and_saved(drawing: Drawing, say: Say, bar: Bar, recalled: Recalled | N
     wanted = prompt_files.requests(drawing) if drawing.prompts else requests(drawing)
     if drawing.prompts or crew.several:
         return resumed(drawing, wanted, say, bar, crew, recalled)
-    images.format_of(drawing.image_format)
+    images.check_quality(images.format_of(drawing.image_format), drawing.quality)
     wanted = _tagged(wanted, drawing, tell)
     folder = atomic.writable_folder(drawing.output)
     components = load(drawing, tell)
@@ -73,7 +73,8 @@ def resumed(
     """Draw those of the wanted pictures that the output folder has not yet; several processes share them."""
     crew = crew or Crew.mustered(drawing.device)
     tell: Say = say if crew.first else (lambda text: None)
-    suffix = images.FORMATS[images.format_of(drawing.image_format)]
+    kind = images.format_of(drawing.image_format)
+    images.check_quality(kind, drawing.quality)
     wanted = _tagged(wanted, drawing, tell)
     folder = atomic.writable_folder(drawing.output)
     if drawing.apply == generation.AUTO:  # a choice by what is left to draw would be another one after an interruption
@@ -81,7 +82,7 @@ def resumed(
     components = load(drawing, tell, crew)
     _warn(drawing, components, recalled, tell)
     start = perf_counter()
-    plan = runs.plan(folder, [runs.key(record.settings(components, r, drawing.apply)) for r in wanted], wanted, suffix)
+    plan = runs.plan(folder, [runs.key(record.settings(components, r, drawing.apply)) for r in wanted], wanted, images.FORMATS[kind])
     crew.wait()  # until everybody has seen the same folder
     if crew.first:
         runs.write(folder, plan)
@@ -151,15 +152,17 @@ def _warn(drawing: Drawing, components: Components, recalled: Recalled | None, s
 
 def _said(drawing: Drawing, recalled: Recalled) -> dict[str, Any]:
     """What is other than the picture had it."""
-    return {name: True for name in ("base", "vae") if getattr(drawing, name) != recalled.settings.get(name, getattr(Drawing, name))}
+    return {name: True for name in ("base", "vae") if getattr(drawing, name) != recalled.settings.get(name)}
 
 
 def _numbered(components: Components, drawing: Drawing, wanted: Sequence[Request], folder: Path, bar: Bar, say: Say, keep: bool) -> Result:
     """Behind the highest number in the folder, one after the other."""
     kind = images.format_of(drawing.image_format)
+    follow = _Follower.of(components, drawing)
+    drawn = draw(components, drawing, wanted, follow, say)  # what is wrong is said before there is a bar
     start, paths, pictures = perf_counter(), list[Path](), list[Picture]()
-    with bar(sum(generation.steps(components, request) for request in wanted)) as advance:
-        for picture in draw(components, drawing, wanted, _callback(components, drawing, advance), say):
+    with bar(sum(generation.steps(components, request) for request in wanted)) as follow.advance:
+        for picture in drawn:
             settings = record.settings(components, picture.request, picture.apply)
             paths.append(record.save(picture, folder, settings, kind, drawing.quality))
             if keep:
@@ -181,10 +184,10 @@ class _Saving:
         wanted = sum(id(request) in self.paths for request in everything)
         lost: list[SdloraError] = []
         done = 0
-        with bar(sum(generation.steps(self.components, request) for request in everything)) as advance:
-            callback = _callback(self.components, self.drawing, advance)
-            ways = _ways(self.components, self.drawing, everything)
-            streams = [generation.generate(self.components, batch, batch=len(batch), callback=callback, **ways) for batch in together]
+        follow = _Follower.of(self.components, self.drawing)
+        ways = _ways(self.components, self.drawing, everything)
+        streams = [generation.generate(self.components, batch, batch=len(batch), callback=follow, **ways) for batch in together]
+        with bar(sum(generation.steps(self.components, request) for request in everything)) as follow.advance:
             try:
                 for stream in streams:
                     for picture in _until_lost(stream, lost):
@@ -216,14 +219,19 @@ def _until_lost(stream: Iterator[Picture], lost: list[SdloraError]) -> Iterator[
         yield picture
 
 
-def _callback(components: Components, drawing: Drawing, advance: Callable[[int], None]) -> Callable[[State], None]:
-    """What follows each step: the bar, and previews."""
-    if drawing.preview is None:
-        return lambda state: advance(len(state.x))
-    show = preview.to_file(components, drawing.output / preview.NAME, drawing.preview)
+@dataclass
+class _Follower:
+    """What follows each step: previews, and the bar as soon as there is one."""
 
-    def after(state: State) -> None:
-        advance(len(state.x))
-        show(state)
+    show: Callable[[State], None] | None
+    advance: Callable[[int], None] = lambda n: None
 
-    return after
+    @classmethod
+    def of(cls, components: Components, drawing: Drawing) -> "_Follower":
+        every = drawing.preview
+        return cls(None if every is None else preview.to_file(components, drawing.output / preview.NAME, every))
+
+    def __call__(self, state: State) -> None:
+        self.advance(len(state.x))
+        if self.show:
+            self.show(state)

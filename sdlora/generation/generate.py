@@ -72,8 +72,7 @@ def generate(
     noise levels, for an init picture or a mask that cannot be used and for a tag without an adapter; and when a picture turns into NaN,
     after the others of its batch.
     """
-    if batch is not None and batch < 1:
-        raise SdloraError(f"batch is {batch}; it has to be at least 1")
+    check_batch(batch)
     wanted = list(requests)
     if not FAMILIES[components.family].pooled and any(r.original or r.target or r.crop != (0, 0) for r in wanted):
         raise SdloraError(f"original, crop and target size act on SDXL alone, and {components.name} is none; leave them out")
@@ -87,6 +86,11 @@ def generate(
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
         say(adapters.said([group.apply for group in groups for _ in group.requests]))
     return _pictures(components, groups, named or {}, callback, offload)
+
+
+def check_batch(batch: int | None) -> None:
+    if batch is not None and batch < 1:
+        raise SdloraError(f"batch is {batch}; it has to be at least 1")
 
 
 def _check(components: Components, request: Request, device: torch.device) -> None:

@@ -69,9 +69,11 @@ class Finite:
 
     def __init__(self, pictures: int, device: torch.device):
         self.steps = torch.zeros(pictures, dtype=torch.long, device=device)
+        self.whole = torch.ones(pictures, dtype=torch.bool, device=device)  # pixels that were NaN are numbers in a second pass again
 
     def see(self, x: Tensor) -> None:
-        self.steps += torch.isfinite(x).flatten(1).all(1)
+        self.whole &= torch.isfinite(x).flatten(1).all(1)
+        self.steps += self.whole
 
     def errors(self, components: Components, requests: list[Request], total: int) -> dict[int, SdloraError]:
         """For the pictures that came through fewer than `total` steps."""

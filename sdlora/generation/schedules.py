@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdlora.errors import SdloraError, nearest
 
+MOST = 100_000  # noise levels; closer ones fp32 hardly tells apart
 LEAST_BAR = 2.0**-24  # stands for ᾱ_T = 0, so that σ stays finite: 4096 as in diffusers (AUTOMATIC1111 and ComfyUI: 4519)
 
 
@@ -47,6 +48,8 @@ def schedule(name: str, alphas_bar: Tensor, steps: int, discard: bool = False) -
 
     SdloraError for an unknown name, and where the schedule does not have that many different levels.
     """
+    if steps > MOST:
+        raise SdloraError(f"steps is {steps:,}; a schedule has at most {MOST:,} noise levels; ask for fewer steps")
     levels = ((1 - alphas_bar.double()) / alphas_bar.double().clamp(min=LEAST_BAR)).log() / 2
     n = steps + discard
     if name in BY_TIMESTEP:

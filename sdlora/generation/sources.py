@@ -59,9 +59,12 @@ def name(source: Source) -> str:
 
 
 def described(source: Source) -> dict[str, Any]:
-    """For the record: the file's name and sha256; of a picture in memory the sha256 of its pixels."""
+    """For the record: the file's name and sha256; of a picture in memory the sha256 of its pixels. SdloraError without the file."""
     if isinstance(source, str | Path):
-        return {"file": Path(source).name, "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
+        try:
+            return {"file": Path(source).name, "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
+        except OSError as error:
+            raise _unreadable(source, error) from error
     return {"file": None, "sha256": hashlib.sha256(source.tobytes()).hexdigest()}
 
 
