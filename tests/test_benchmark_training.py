@@ -127,7 +127,8 @@ def test_analyse_and_check_know_the_training_benchmark(settings, tmp_path, capsy
     [
         ("contenders=['sdlora']", "two or more"),
         ("contenders=['sdlroa', 'sdlora']", "did you mean sdlora"),
-        ("limits={'sdlora / diffuser' = 1.0}", "no contender"),
+        ("limits={'sdlora / diffuser' = 1.0}", "not measured; did you mean"),
+        ("limits={'diffusers + PEFT / sdlora' = 1.0}", "not measured"),
         ("stpes=3", "did you mean steps"),
     ],
 )
