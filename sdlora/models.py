@@ -70,7 +70,7 @@ def located(base: str | Path) -> Path:
     if path.is_dir():
         raise SdloraError(f"{path} has no model_index.json; a base model is a folder in diffusers' layout (with unet/, vae/, …) or a file")
     if path.suffix in single.SUFFIXES:
-        raise SdloraError(f"there is no file {path}")
+        raise SdloraError(f"there is no file {path}; put the base model there, or name another (base=… of a training, --base of others)")
     if hub.is_id(str(base)):
         return hub.folder(str(base))
     raise SdloraError(f"unknown base model {str(base)!r}: neither a built-in name nor a folder or file{nearest(str(base), BUILT_IN)}")
