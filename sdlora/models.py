@@ -70,7 +70,7 @@ def located(base: str | Path) -> Path:
     if path.is_dir():
         raise SdloraError(f"{path} has no model_index.json; a base model is a folder in diffusers' layout (with unet/, vae/, …) or a file")
     if path.suffix in single.SUFFIXES:
-        raise SdloraError(f"there is no file {path}")
+        raise SdloraError(f"there is no file {path}; put the base model there, or name another (base=… of a training, --base of others)")
     if hub.is_id(str(base)):
         return hub.folder(str(base))
     raise SdloraError(f"unknown base model {str(base)!r}: neither a built-in name nor a folder or file{nearest(str(base), BUILT_IN)}")
@@ -177,19 +177,13 @@ def _measured(unet: nn.Module, words: Any, text_encoder: nn.Module) -> tuple[str
 
 def tokenizers(found: Opened) -> tuple[Any, ...]:
     """One per text encoder; no weights are read."""
-    return tuple(_tokenizer(found, i) for i in range(len(found.tokenizers)))
+    found.check_vocabulary()
+    return tuple(_tokenizer(source) for source in found.tokenizers)
 
 
-def _tokenizer(found: Opened, index: int) -> Any:
-    """A folder's tokenizer, or CLIP's from the package, which has to fit the text encoder's table."""
-    source, component = found.tokenizers[index], found.family.text_encoders[index][0]
+def _tokenizer(source: Path | str) -> Any:
+    """A folder's tokenizer, or CLIP's from the package."""
     if isinstance(source, str):
-        rows = found.modules[component].config.vocab_size
-        if rows < tokenizer.SIZE:
-            raise SdloraError(
-                f"{found.path}: the {component} knows {rows} tokens, and CLIP's vocabulary has {tokenizer.SIZE}; "
-                "give a folder in diffusers' layout with its tokenizer as config"
-            )
         return tokenizer.tokenizer(source)
     from transformers import CLIPTokenizer
 

@@ -1,6 +1,7 @@
 """Laws of `sdlora adapter describe` and `convert`."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ def file(components, random_adapter, tiny_base, tmp_path):
     made = random_adapter(components.modules, ("attention", "text_mlp"), rank=4, alpha=2.0)
     metadata = files.header(made.layers, name="ink", base=str(tiny_base), triggers=("in ink",))
     return files.save(Adapter(made.layers, metadata), tmp_path / "ink.safetensors")
+
+
+def test_a_hash_is_shown_in_one_piece_however_narrow_the_terminal(run, file, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert re.search(r"^sshs_model_hash: [0-9a-f]{64}$", run("describe", file), re.MULTILINE)
 
 
 def test_describe_has_all_of_the_file_in_json(run, file, components):

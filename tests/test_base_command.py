@@ -8,7 +8,7 @@ import torch
 from checkpoint_models import hollow_file
 
 from sdlora import models
-from sdlora.checkpoints import hashes
+from sdlora.checkpoints import folder, hashes
 from sdlora.commands import base as command
 from sdlora.errors import SdloraError
 
@@ -90,6 +90,9 @@ def test_a_vocabulary_that_is_not_clips_needs_its_folder(run, tiny_base, tmp_pat
     assert models.opened(tmp_path / "one.safetensors").weights["unet"]["conv_in.weight"].dtype == torch.bfloat16
     with pytest.raises(SdloraError, match="knows .* tokens, and CLIP's vocabulary has 49408; give a folder"):
         models.load(tmp_path / "one.safetensors")
+    with pytest.raises(SdloraError, match="knows .* tokens, and CLIP's vocabulary has 49408; give a folder"):
+        folder.export(models.opened(tmp_path / "one.safetensors"), tmp_path / "folder")  # it would have another model's tokenizer
+    assert not (tmp_path / "folder").exists()
 
 
 def test_convert_writes_over_nothing_and_says_what_it_can_write(run, tiny_base, tmp_path):

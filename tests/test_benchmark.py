@@ -499,7 +499,16 @@ def test_a_margin_of_its_own_and_a_goal_change_verdict_and_outcome(settings):
     assert report.outcome(analysis.goals[0]) == "missed by 1.1 %"
 
 
-@pytest.mark.parametrize("change", ["limits={'stacked / PFET' = 1.0}", "margins={'set_adapters (PEFT)' = 0.1}", "margins={x = 0.1}"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "limits={'stacked / PFET' = 1.0}",
+        "limits={'stacked / diffusers' = 1.0}",  # both are, but never against each other
+        "limits={base = 1.0}",
+        "margins={'set_adapters (PEFT)' = 0.1}",
+        "margins={x = 0.1}",
+    ],
+)
 def test_a_goal_or_margin_for_what_is_not_measured_is_refused(change):
     with pytest.raises(SdloraError, match="which is not measured"):
         config.load(BenchmarkConfig, None, [change])

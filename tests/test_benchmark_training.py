@@ -116,7 +116,8 @@ def test_analyse_and_check_know_the_training_benchmark(settings, tmp_path, capsy
     assert cli.main(["benchmark", "analyse", str(tmp_path / "old.json")]) == 0
     assert (tmp_path / "old.html").is_file() and (tmp_path / "old.png").is_file()
     assert cli.main(["benchmark", "check", str(tmp_path / "same.json"), str(tmp_path / "old.json")]) == 0
-    capsys.readouterr()
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("as recorded  0.") and said.endswith(f":  {OURS} / {PLAIN}")
     assert cli.main(["benchmark", "check", str(tmp_path / "slow.json"), str(tmp_path / "old.json")]) == 1
     assert "worse" in capsys.readouterr().err
     assert compared.compare(tmp_path / "old.json", tmp_path / "slow.json")[0].better
@@ -127,7 +128,8 @@ def test_analyse_and_check_know_the_training_benchmark(settings, tmp_path, capsy
     [
         ("contenders=['sdlora']", "two or more"),
         ("contenders=['sdlroa', 'sdlora']", "did you mean sdlora"),
-        ("limits={'sdlora / diffuser' = 1.0}", "no contender"),
+        ("limits={'sdlora / diffuser' = 1.0}", "not measured; did you mean"),
+        ("limits={'diffusers + PEFT / sdlora' = 1.0}", "not measured"),
         ("stpes=3", "did you mean steps"),
     ],
 )

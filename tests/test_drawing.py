@@ -538,3 +538,14 @@ def test_two_processes_share_a_run_and_write_the_bytes_of_one(tmp_path: Path, ti
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ways)
     assert len(one) == 10 and one == two
     assert said["one"].splitlines()[:2] == said["two"].splitlines()[:2]  # the second says nothing of its own
+
+
+def test_there_is_no_bar_where_nothing_is_left_to_draw(capsys):
+    from sdlora.commands.drawing_options import bar
+
+    with bar(0) as move:
+        move(0)
+    nothing = capsys.readouterr().err
+    with bar(2) as move:
+        move(2)
+    assert nothing == "" and "2/2 steps" in capsys.readouterr().err

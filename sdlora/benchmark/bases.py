@@ -3,7 +3,6 @@
 What an adapter costs does not depend on the weights' values, so that nobody needs the weights to measure it.
 """
 
-import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,7 @@ def load(base: str, device: str, precision: str, vae: Path | None = None) -> Com
         if vae is not None:
             raise SdloraError(f"base = {base!r} has a random VAE of its own; leave vae = {vae} out")
         return made(base.removeprefix(RANDOM), hardware.device(device), hardware.dtype(precision))
-    options: dict[str, Any] = {"vae": vae} if vae else {}
-    if unknown := options.keys() - inspect.signature(models.load).parameters.keys():
-        raise SdloraError(f"{', '.join(unknown)} = {vae}: this version loads a base with its own VAE only; leave the setting out")
-    return generation.load(base, device, precision, **options)
+    return generation.load(base, device, precision, vae=vae)
 
 
 def made(name: str, device: torch.device, dtype: torch.dtype, seed: int = 0, packaged: dict[str, Any] | None = None) -> Components:

@@ -17,7 +17,6 @@ from sdlora.benchmark.training import config as training_config
 from sdlora.benchmark.training import result as training_result
 from sdlora.errors import SdloraError
 
-HEADER = ("ratio", "new", "interval", "recorded", "interval", "outcome")
 ALLOWED = 0.02  # by so much a ratio may lie beyond the recorded interval: no two machines are quite alike
 
 
@@ -36,9 +35,14 @@ class Compared:
         return self.new.high * (1 + ALLOWED) < self.recorded.low
 
     @property
-    def cells(self) -> tuple[str, ...]:
-        both = [cell for c in (self.new, self.recorded) for cell in (f"{c.ratio:.3f}", f"{c.low:.3f} … {c.high:.3f}")]
-        return (self.name, *both, "worse" if self.worse else "better" if self.better else "as recorded")
+    def outcome(self) -> str:
+        return "worse" if self.worse else "better" if self.better else "as recorded"
+
+    @property
+    def line(self) -> str:
+        """In words, of the same width up to the name: ratios with their intervals."""
+        new, recorded = (f"{c.ratio:.3f} ({c.low:.3f} … {c.high:.3f})" for c in (self.new, self.recorded))
+        return f"{self.outcome:11}  {new}, recorded {recorded}:  {self.name}"
 
 
 def compare(new: Path, recorded: Path) -> list[Compared]:

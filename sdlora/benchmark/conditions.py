@@ -48,18 +48,6 @@ CONDITIONS = {
 }
 assert tuple(CONDITIONS) == CONDITION_NAMES
 DEFAULT = tuple(name for name in CONDITIONS if name not in ("PEFT 4", "own 8"))  # an even number: each follows each other equally often
-AGAINST = {  # pairs that are of interest beside those with the base
-    "base": "diffusers",
-    "stacked": "PEFT",
-    "stacked 4": "PEFT 4",
-    "stacked 8": "PEFT 8",
-    "own 8": "stacked",
-    "fused": "PEFT fused",
-    "PEFT": "diffusers",
-    "PEFT 4": "diffusers",
-    "PEFT 8": "diffusers",
-    "PEFT fused": "diffusers",
-}
 
 
 @dataclass(frozen=True, eq=False)

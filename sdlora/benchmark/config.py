@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sdlora.benchmark.names import CONDITION_NAMES, LATE, OPERATIONS, OVER, READY, THEIRS
+from sdlora.benchmark.names import AGAINST, BASE, COMPARED, CONDITION_NAMES, LATE, OVER, READY, THEIRS
 from sdlora.config import NAME_OR_FOLDER, BaseModelName, NameOrFolder, Settings
 from sdlora.errors import nearest
 
@@ -70,11 +70,12 @@ class BenchmarkConfig(Settings):
 
     @model_validator(mode="after")
     def _compared_exists(self) -> "BenchmarkConfig":
-        known = (*CONDITION_NAMES, *OPERATIONS)
-        named = [("margins", name) for name in self.margins] + [("limits", part) for name in self.limits for part in name.split(OVER)]
-        for setting, name in named:
-            if name not in known or (setting == "margins" and name in OPERATIONS):
-                raise ValueError(f"{setting} names {name!r}, which is not measured{nearest(name, known)}")
+        alone = [name for name in CONDITION_NAMES if name != BASE]
+        pairs = [one + OVER + other for one, other in (*AGAINST, *COMPARED)]
+        for setting, given, known in (("margins", self.margins, alone), ("limits", self.limits, [*alone, *pairs])):
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"{setting} names {name!r}, which is not measured{nearest(name, known)}")
         return self
 
     @property

@@ -15,7 +15,6 @@ from sdlora.benchmark.names import CHANGE, LATE, OTHERS, READY, THEIR_CHANGE, TH
 from sdlora.matching import matched
 
 NAMES = [f"other{i}" for i in range(OTHERS)]
-COMPARED = ((READY, THEIRS), (CHANGE, THEIR_CHANGE), (LATE, READY), (THEIRS_LATE, THEIRS), (LATE, THEIRS_LATE))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,19 @@ OTHERS = 24  # adapters that are loaded already when the 25th comes
 READY, LATE = "read, map and put on, stacked", f"the same with {OTHERS} others on the model"
 THEIRS, THEIRS_LATE = "load_lora_weights and set_adapters (PEFT)", f"the same with {OTHERS} others loaded (PEFT)"
 CHANGE, THEIR_CHANGE = "change the strength, stacked", "set_adapters (PEFT)"
-OPERATIONS = (READY, LATE, THEIRS, THEIRS_LATE, CHANGE, THEIR_CHANGE)
+
+AGAINST = (  # conditions that are compared, beside each with the base
+    ("base", "diffusers"),
+    ("stacked", "PEFT"),
+    ("stacked 4", "PEFT 4"),
+    ("stacked 8", "PEFT 8"),
+    ("own 8", "stacked"),
+    ("fused", "PEFT fused"),
+    ("PEFT", "diffusers"),
+    ("PEFT 4", "diffusers"),
+    ("PEFT 8", "diffusers"),
+    ("PEFT fused", "diffusers"),
+)
+COMPARED = ((READY, THEIRS), (CHANGE, THEIR_CHANGE), (LATE, READY), (THEIRS_LATE, THEIRS), (LATE, THEIRS_LATE))  # and operations
 
 OVER = " / "  # between the two of a pair

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.atomic import replacing
-from sdlora.benchmark.conditions import AGAINST, CONDITIONS
+from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.config import BenchmarkConfig
 from sdlora.benchmark.gate import Check
-from sdlora.benchmark.handling import COMPARED, Handling
+from sdlora.benchmark.handling import Handling
 from sdlora.benchmark.measure import Sample
 from sdlora.benchmark.memory import Memory
-from sdlora.benchmark.names import BASE, CONTROL, OVER
+from sdlora.benchmark.names import AGAINST, BASE, COMPARED, CONTROL, OVER
 from sdlora.benchmark.statistics import Comparison, compare, drift
 from sdlora.benchmark.work import Work
 from sdlora.errors import SdloraError
@@ -131,7 +131,7 @@ def analyse(result: Result) -> Analysis | None:
     control = next((row.comparison for row in rows if row.condition == CONTROL), None)
     pairs = tuple(
         Pair(name, other, _compared(whole, name, other, result), _processor(whole, name, other, result))
-        for name, other in AGAINST.items()
+        for name, other in AGAINST
         if name in names and other in names
     )
     handled = tuple(_handled(result))

@@ -160,6 +160,7 @@ def export(base: Opened, folder: Path, dtype: torch.dtype | None = None) -> None
     """
     from diffusers import __version__
 
+    base.check_vocabulary()
     index: dict[str, Any] = {"_class_name": base.family.pipeline, "_diffusers_version": __version__}
     for component, kind in kinds(base.family).items():
         library, stem = ("transformers", "model") if kind.startswith("CLIP") else ("diffusers", "diffusion_pytorch_model")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdlora.checkpoints import build
+from sdlora.checkpoints import build, tokenizer
 from sdlora.checkpoints.identify import Prediction
 from sdlora.errors import SdloraError
 from sdlora.families import Family
@@ -53,6 +53,16 @@ class Opened:
             raise SdloraError(
                 f"{self.path} has {len(strange)} tensors that the U-Net of {self.family.title} does not have: {build.some(strange)}"
             )
+
+    def check_vocabulary(self) -> None:
+        """SdloraError where CLIP's vocabulary in the package would name tokens that a text encoder does not have."""
+        for source, (component, _) in zip(self.tokenizers, self.family.text_encoders, strict=True):
+            rows = self.modules[component].config.vocab_size
+            if isinstance(source, str) and rows < tokenizer.SIZE:
+                raise SdloraError(
+                    f"{self.path}: the {component} knows {rows} tokens, and CLIP's vocabulary has {tokenizer.SIZE}; "
+                    "give a folder in diffusers' layout with its tokenizer as the base, or as --config of base convert"
+                )
 
     def loaded(self, component: str, device: str | torch.device, dtype: torch.dtype) -> Any:
         """The component with its weights; the meta one of `modules` becomes it."""

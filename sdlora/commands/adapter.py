@@ -74,10 +74,11 @@ def _print(facts: dict[str, Any], layers: bool) -> None:
 
     console = Console()
     for line in _summary(facts):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(_layers(facts) if layers else _blocks(facts))
     for key, value in facts["metadata"].items():
-        console.print(f"{key}: {value if len(value) <= SHOWN else value[:SHOWN] + '…'}", markup=False, highlight=False)
+        shown = value if len(value) <= SHOWN else value[:SHOWN] + "…"
+        console.print(f"{key}: {shown}", markup=False, highlight=False, soft_wrap=True)  # so that a hash stays in one piece
 
 
 def _summary(facts: dict[str, Any]) -> list[str]:

@@ -88,7 +88,8 @@ def check(words: Sequence[str], console: "Console") -> None:
 
     new, recorded = only(words, "check", "the new benchmark.json and the recorded one", 2)
     found = compared.compare(new, recorded)
-    console.print(table(compared.HEADER, [one.cells for one in found]))
+    for one in found:
+        console.print(one.line, markup=False, highlight=False, soft_wrap=True)
     if any(one.worse for one in found):
         typer.echo("a ratio is worse than the recorded one, beyond both intervals", err=True)
         raise typer.Exit(1)

@@ -120,7 +120,7 @@ def _print(report: "Report") -> None:
         for kind, files, text in _rows(report):
             table.add_row(kind, str(len(files)), _listed(files, text))
         console.print(table)
-    sizes = Table("resolution", "bucket", "pictures", "an epoch", "cut off", "at most", "of", "enlarged")
+    sizes = Table("pixels", "bucket", "pictures", "an epoch", "cut off", "at most", "of", "enlarged")
     for b in report.buckets:
         counts = f"{b.width} × {b.height}", str(b.images), str(b.showings), f"{b.lost:.1%}", f"{b.worst:.1%}"
         sizes.add_row(str(b.resolution), *counts, b.worst_file if b.worst else "", str(b.enlarged or ""))

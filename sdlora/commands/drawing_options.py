@@ -63,7 +63,11 @@ def _plain(hint: Any) -> Any:
 
 @contextmanager
 def bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Over all steps of all pictures; yields what moves it on."""
+    """Over all steps of all pictures; yields what moves it on. No bar where everything is there already."""
+    if not total:
+        yield lambda images: None
+        return
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text

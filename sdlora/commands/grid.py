@@ -24,7 +24,12 @@ def grid(
     """Draw settings against each other: a labelled sheet per value of z, and every cell. Only cells that are missing are drawn.
 
     An axis is any setting, or replace (in the prompt), strength (of an adapter) or checkpoint (of a training run):
-    [x] axis = "steps", values = [10, 20, 30]
+
+    \b
+    prompt = "a cat face"
+    [x]
+    axis = "steps"
+    values = [10, 20, 30]
     """
     from sdlora.drawing.grid import Grid
 

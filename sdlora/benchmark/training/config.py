@@ -10,6 +10,7 @@ from sdlora.config import NameOrFolder, Settings
 from sdlora.errors import nearest
 
 OURS, CONTROL, PLAIN, CACHED = CONTENDERS = ("sdlora", "sdlora again", "diffusers + PEFT", "diffusers + PEFT, cached")
+PAIRS = ((CONTROL, OURS), (OURS, PLAIN), (OURS, CACHED), (CACHED, PLAIN))  # those that are compared
 
 
 class TrainingBenchmarkConfig(Settings):
@@ -43,9 +44,13 @@ class TrainingBenchmarkConfig(Settings):
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> "TrainingBenchmarkConfig":
-        for name in (*self.contenders, *(part for pair in self.limits for part in pair.split(OVER))):
+        for name in self.contenders:
             if name not in CONTENDERS:
                 raise ValueError(f"{name!r} is no contender{nearest(name, CONTENDERS)}")
+        pairs = [one + OVER + other for one, other in PAIRS]
+        for name in self.limits:
+            if name not in pairs:
+                raise ValueError(f"limits names {name!r}, which is not measured{nearest(name, pairs)}")
         if len(set(self.contenders)) < 2:
             raise ValueError("contenders has fewer than two different ones; two or more can be compared")
         return self

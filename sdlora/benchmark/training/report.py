@@ -20,7 +20,7 @@ PAIRS = (
     "verdict",
     "ratio of processor time",
 )
-WORK = ("contender", "GFLOP a step", "against ours", "MB read and written", "against ours", "time against ours")
+WORK = ("contender", "GFLOP a step", "against the first", "MB read and written", "against the first", "time against the first")
 CONTENDERS = {
     OURS: "sdlora.training.steps, latents and embeddings cached, as `sdlora train` goes",
     CONTROL: "the same once more: its ratio has to be 1, or the machine is too noisy",

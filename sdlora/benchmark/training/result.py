@@ -12,13 +12,12 @@ from sdlora.benchmark.gate import Check
 from sdlora.benchmark.names import OVER
 from sdlora.benchmark.result import Goal
 from sdlora.benchmark.statistics import Comparison, compare
-from sdlora.benchmark.training.config import CACHED, CONTROL, OURS, PLAIN, TrainingBenchmarkConfig
+from sdlora.benchmark.training.config import CONTROL, PAIRS, TrainingBenchmarkConfig
 from sdlora.benchmark.training.peak import Peak
 from sdlora.benchmark.work import Work
 from sdlora.errors import SdloraError
 
 FORMAT = "sdlora-training-benchmark/1"
-PAIRS = ((CONTROL, OURS), (OURS, PLAIN), (OURS, CACHED), (CACHED, PLAIN))
 
 
 @dataclass(frozen=True)
