@@ -79,11 +79,18 @@ def built(name: str, settings: dict[str, Any]) -> tuple[str, Any]:
     return "diffusers", getattr(diffusers, name)(**settings)
 
 
-def convert(source: Path, target: Path) -> None:
+def convert(source: Path, target: Path, config: Path | None = None) -> None:
     from sdlora.commands.base import convert as command
 
-    command(str(source), target)
+    command(str(source), target, config=config)
     tell()
+
+
+def clips(base: Path) -> bool:
+    """Whether its vocabulary is CLIP's, which a single file without a word about it has."""
+    from sdlora.checkpoints import tokenizer
+
+    return json.loads((base / "text_encoder" / "config.json").read_text())["vocab_size"] == tokenizer.SIZE
 
 
 def tensors(base: Path, work: Path) -> None:
@@ -290,7 +297,7 @@ def check(base: Path, work: Path, step: str, small: int, precision: str) -> None
     work.mkdir(parents=True, exist_ok=True)
     {
         "single": lambda: convert(base, work / "single.safetensors"),
-        "back": lambda: convert(work / "single.safetensors", work / "back"),
+        "back": lambda: convert(work / "single.safetensors", work / "back", None if clips(base) else base),
         "tensors": lambda: tensors(base, work),
         "say": lambda: say(base, work, "said", precision),
         "say-single": lambda: say_single(base, work, precision),
