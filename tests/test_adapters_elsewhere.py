@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdlora import files
+from sdlora import files, models
 from sdlora.apply import TARGETS, fused, select, stacked
 from sdlora.formats import FORMATS
 
@@ -102,7 +102,7 @@ def test_a_locon_file_of_lycoris_does_here_what_it_does_there(loaded, tmp_path, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_of_pefts_and_diffusers_own_writers_does_here_what_it_does_there(bases, loaded, tmp_path, family):
+def test_a_file_of_pefts_and_diffusers_own_writers_does_here_what_it_does_there(bases, tmp_path, family):
     """As diffusers' training scripts save: attention by diffusers' own names, the rest by PEFT's, and α in the header."""
     from diffusers.training_utils import _collate_lora_metadata
     from diffusers.utils import convert_state_dict_to_diffusers
@@ -110,7 +110,7 @@ def test_a_file_of_pefts_and_diffusers_own_writers_does_here_what_it_does_there(
     from peft.utils import get_peft_model_state_dict
 
     pipe = pipeline(bases(family), family)
-    own = loaded(family).modules
+    own = models.load(bases(family)).modules
     parts = {name: getattr(pipe, name) for name in own}
     layers = [name.partition(".")[2] for name in select(own, targets_of(family)) if name.startswith("unet.")]
     for name, module in parts.items():
