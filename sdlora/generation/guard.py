@@ -10,10 +10,13 @@ from torch import Tensor
 from sdlora.errors import SdloraError
 from sdlora.generation.passes import Side
 from sdlora.generation.request import Request
+from sdlora.lean import copies
 from sdlora.models import Components
 
 MEMORY = Path("/proc/meminfo")  # Linux alone has it; elsewhere the CPU's memory is not foreseen
 GROUP = Path("/sys/fs/cgroup")
+SHARE = 4  # of the free memory, one part is for copies of weights
+ASSUMED = 2**32  # bytes that are taken to be free where that cannot be known
 
 
 def check(components: Components, side: Side, device: torch.device) -> None:
@@ -23,6 +26,14 @@ def check(components: Components, side: Side, device: torch.device) -> None:
         tiling = "" if components.vae.use_tiling else ", or set tiling"
         found = f"a picture of {side[1]} × {side[0]} pixels takes at least {_gib(least)} to decode"
         raise SdloraError(f"{found}, and {_gib(free)} are free on {device}; draw it smaller{tiling}")
+
+
+def ample(components: Components, offload: torch.device | None) -> bool:
+    """Whether the copies that sdlora.lean makes take no more than a quarter of the CPU's free memory; on other devices it makes none."""
+    if (offload or components.device).type != "cpu":
+        return False
+    free = unused(torch.device("cpu"))
+    return SHARE * (copies(components.unet) + copies(components.vae.decoder)) <= (ASSUMED if free is None else free)
 
 
 def decoding(components: Components, side: Side) -> int:
