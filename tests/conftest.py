@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import folders
 import numpy as np
 import pytest
 import torch
@@ -164,6 +165,62 @@ def random_adapter():
         return Adapter({name: update(i, name) for i, name in enumerate(select(modules, targets))}, metadata or {})
 
     return make
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three small pictures with captions."""
+    return folders.pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def in_memory():
+    """A function (settings of a training, its base, a folder) -> a Run that writes nothing; the updates come off afterwards."""
+    from sdlora import apply
+    from sdlora.data import Cache, encode, scan
+    from sdlora.training import session
+    from sdlora.training.batches import Source
+
+    used = []
+
+    def make(wanted, base, folder: Path):
+        apply.eject(base.modules)
+        used.append(base)
+        base = session.rescaled(base, wanted)
+        settled = session.fitted(wanted.settled(), base)
+        source = Source("images", encode(scan(folder), base, settled.resolution, Cache()), settled.batch_size, 1.0)
+        return session._run(settled, base, [source], Cache(), {"base model": "b", "images": "i"})
+
+    yield make
+    for base in used:
+        apply.eject(base.modules)
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is known of files that earlier tests used."""
+    monkeypatch.setenv("SDLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def adapter_files(components, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with style.safetensors and text.safetensors, for the tiny base."""
+    from sdlora import files
+    from sdlora.adapter import Adapter
+    from sdlora.apply import select
+    from sdlora.kinds.lora import Lora
+    from sdlora.layers import named_layers
+
+    folder, layers = tmp_path_factory.mktemp("adapters"), named_layers(components.modules)
+    for seed, (name, targets) in enumerate({"style": ("attention",), "text": ("text_attention",)}.items()):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {layer: layers[layer].weight.shape for layer in select(components.modules, targets)}
+        made = {
+            layer: Lora(torch.randn(2, inside, generator=generator) / 4, torch.randn(out, 2, generator=generator) / 4, 2.0)
+            for layer, (out, inside) in shapes.items()
+        }
+        files.save(Adapter(made, {}), folder / f"{name}.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

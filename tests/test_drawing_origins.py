@@ -11,15 +11,11 @@ from sdlora.commands import generate as command
 from sdlora.drawing import reading, recall, requests
 from sdlora.errors import SdloraError
 
+pytestmark = pytest.mark.usefixtures("forgetful")
+
 A1111 = (
     "a cat\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x516, Variation seed: 8, Variation seed strength: 0.2, ENSD: 31337"
 )
-
-
-@pytest.fixture(autouse=True)
-def forgetful(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Nothing is known of files that earlier tests used."""
-    monkeypatch.setenv("SDLORA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

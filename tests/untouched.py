@@ -41,9 +41,12 @@ class Watch:
     adapter is written into a weight and taken out of it again.
     """
 
+    @torch.no_grad()
     def __init__(self, components):
         networks = {"unet": components.unet, "vae": components.vae}
         networks |= {f"text encoder {i}": encoder for i, encoder in enumerate(components.text_encoders, 1)}
+        for encoder in components.text_encoders:  # transformers puts hooks of its own onto a text encoder when it is first asked for these
+            encoder(torch.zeros((1, 1), dtype=torch.long), output_hidden_states=True)
         modules = {id(m): (f"{top} {path}".strip(), m) for top, network in networks.items() for path, m in network.named_modules()}
         tensors = {id(t): (f"{n}.{k}", t) for n, m in modules.values() for k, t in (m._parameters | m._buffers).items() if t is not None}
         self.tensors: dict[str, torch.Tensor] = dict(tensors.values())
