@@ -24,6 +24,12 @@ def adapter(components):
     return adapters.obtain("random:rank=4", components)
 
 
+@pytest.fixture
+def pair(settings):
+    """Of two conditions alone, in half the time."""
+    return settings.model_copy(update={"conditions": ("base", "stacked")})
+
+
 def test_nothing_is_timed_or_written_when_the_gate_fails(settings, components, monkeypatch):
     monkeypatch.setattr(adapters, "SHARE", 0.0)
     with pytest.raises(SdloraError, match="gate failed"):
@@ -31,13 +37,13 @@ def test_nothing_is_timed_or_written_when_the_gate_fails(settings, components, m
     assert not list(settings.output.iterdir())
 
 
-def test_a_base_that_changed_while_it_was_measured_fails_at_the_end(settings, components, monkeypatch):
+def test_a_base_that_changed_while_it_was_measured_fails_at_the_end(pair, components, monkeypatch):
     monkeypatch.setattr(plan, "blocks", lambda *arguments: [])
     prints = iter(["before", "before", "before", "after"])
     monkeypatch.setattr(gate, "fingerprint", lambda components: next(prints))
     with pytest.raises(SdloraError, match="after all samples every tensor is the base's"):
-        benchmark.run(settings, components)
-    assert not (settings.output / "benchmark.md").exists()
+        benchmark.run(pair, components)
+    assert not (pair.output / "benchmark.md").exists()
 
 
 def test_the_settings_file_is_the_default():
@@ -76,18 +82,18 @@ def test_a_benchmark_runs_from_end_to_end(settings, components):
     }
 
 
-def test_what_was_measured_before_an_interruption_is_kept(settings, components, monkeypatch):
+def test_what_was_measured_before_an_interruption_is_kept(pair, components, monkeypatch):
     calls, original = [], measure.timed
 
     def interrupted(*arguments):
         calls.append(1)
-        if len(calls) == 11:  # in the third block of four conditions
+        if len(calls) == 6:  # in the third block
             raise KeyboardInterrupt
         return original(*arguments)
 
     monkeypatch.setattr(measure, "timed", interrupted)
-    outcome = benchmark.run(settings, components)
-    assert not outcome.result.complete and len(result.read(outcome.json).samples) == 8
+    outcome = benchmark.run(pair, components)
+    assert not outcome.result.complete and len(result.read(outcome.json).samples) == 4
     assert "Interrupted: 2 of 3 blocks" in outcome.markdown.read_text() and outcome.plot is not None
 
 
@@ -98,6 +104,7 @@ def test_the_command_measures_and_says_where_the_files_are(settings, capsys):
         "steps=1",
         "warmup=1",
         "blocks=2",
+        "rounds=1",
         "repeats=2",
         "resamples=200",
         "conditions=['stacked']",
