@@ -10,7 +10,7 @@ from types import FrameType
 
 from sdlora import apply, hardware
 from sdlora.errors import SdloraError
-from sdlora.training import intervals, metrics, placement, saving, tracking, validation
+from sdlora.training import intervals, metrics, saving, tracking, validation
 from sdlora.training.layout import Layout
 from sdlora.training.loop import Step, steps
 from sdlora.training.progress import Silent
@@ -66,8 +66,8 @@ class Course:
             metrics.rewind(place.metrics, run.step)
             self.scores = validation.rewind(place.validation, run.step) if self.run.held else []
             self.trackers.start(run.step)
-            if run.step == 0 and not self.scores:
-                self.validate()
+        if run.world.any(run.world.main and run.step == 0 and not self.scores):
+            self.validate()
         self.report.start(run.step)
         run.world.wait()
 
@@ -82,24 +82,26 @@ class Course:
 
     def after(self, step: Step) -> None:
         """What is done once a step is made. The state comes last but for the pictures: what precedes it is there when it is."""
-        if not self.run.world.main:
-            return
-        metrics.append(self.place.metrics, step)
-        self.trackers.log(metrics.numbers(step), step.number)
-        self.report.step(step)
+        main = self.run.world.main
+        if main:
+            metrics.append(self.place.metrics, step)
+            self.trackers.log(metrics.numbers(step), step.number)
+            self.report.step(step)
         if intervals.due(step.number, self.validate_every, self.last):
             self.validate()
-        if intervals.due(step.number, self.save_every, self.last):
+        if main and intervals.due(step.number, self.save_every, self.last):
             saving.adapter(self.run, self.place)
             saving.state(self.run, self.place)
             self.picture()
 
     def validate(self) -> None:
-        """The validation loss of this step; the adapter is kept if none was better."""
-        held = self.run.held
-        if held is None:
+        """The validation loss of this step; the adapter is kept if none was better. Of a base that is split, all processes compute it."""
+        held, world = self.run.held, self.run.world
+        if held is None or not (world.main or world.sharding):
             return
         found = validation.score(self.run, held)
+        if not world.main:
+            return
         so_far = validation.best(self.scores)
         if found.step > 0 and (so_far is None or found.loss < so_far.loss):
             saving.write(self.run, self.place.best)
@@ -113,7 +115,7 @@ class Course:
             return
         components = self.run.components
         with apply.suspended(components.modules), hardware.plain(components.unet):
-            with hardware.resident(placement.unused(components, self.run.config), components.device):
+            with hardware.resident(self.run.idle, components.device):
                 self.draw(saving.file(self.run, self.place), self.run.step)
         self.trackers.picture(self.place.grid, self.run.step)
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sdlora.errors import SdloraError
+from sdlora.training import sharding
 from sdlora.training.batches import Batch
 from sdlora.training.config import TrainConfig
+from sdlora.training.sharding import Sharding
 
 PATIENCE = timedelta(hours=12)  # one process draws, encodes or validates while the others wait
 REFUSED = {  # variable that accelerate sets -> what it stands for, and why not
-    "ACCELERATE_USE_FSDP": "FSDP shards what is trained, and an adapter is small; every process needs the whole base",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed shards the optimiser's state, and an adapter's is small; it has an optimiser loop of its own",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for transformers of its own kind",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor and context parallelism are not for a U-Net",
@@ -35,6 +36,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    sharding: Sharding | None = None  # where the base is split among them
 
     @property
     def main(self) -> bool:
@@ -123,11 +125,11 @@ def world() -> World:
     state = PartialState(cpu=cpu, timeout=PATIENCE)
     if state.num_processes != launched():
         raise SdloraError(f"{launched()} processes were launched, and accelerate sees {state.num_processes}; launch them with torchrun")
-    return World(state.process_index, state.num_processes, state.device)
+    return World(state.process_index, state.num_processes, state.device, sharding.told())
 
 
-def check() -> None:
-    """SdloraError for what `accelerate launch` was told and a training of an adapter cannot do."""
+def check(config: TrainConfig | None = None) -> None:
+    """SdloraError for what `accelerate launch` was told and a training of an adapter cannot do, or that the settings contradict."""
     for variable, why in REFUSED.items():
         if os.environ.get(variable, "").lower() in ("true", "1"):
             what = variable.removeprefix("ACCELERATE_USE_").replace("_", " ")
@@ -135,6 +137,11 @@ def check() -> None:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
     if precision == "fp8":
         raise SdloraError("accelerate was told --mixed_precision fp8, which is not there; take bf16, fp16 or no")
+    if config and config.precision != "auto" and precision in ("bf16", "fp16") and precision != config.precision:
+        raise SdloraError(f"accelerate was told --mixed_precision {precision}, and precision is {config.precision}; leave one of them out")
+    split = sharding.told()
+    if config:
+        sharding.check(config, split)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend not in ("", "no"):
         raise SdloraError(f"accelerate was told --dynamo_backend {backend}; set compile = true in the settings instead, which is inductor")

@@ -25,6 +25,7 @@ from sdlora.training.layout import Layout
 from sdlora.training.processes import ALONE, World
 from sdlora.training.progress import Silent, Terminal
 from sdlora.training.run import Run
+from sdlora.training.sharding import split, whole
 from sdlora.training.tracking import Trackers
 from sdlora.training.trainable import trainable
 
@@ -65,8 +66,8 @@ def train(
             layouts.write(place, config)
             record.write(place.manifest, record.manifest(run))
             record.add(place.environment, record.environment(components.device, config.precision, world.size))
-        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
-            with hardware.compiled(components.unet, config.compile):
+        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(run.components, config):
+            with hardware.compiled(run.components.unet, config.compile):
                 return course(run, place, report, draw if world.main else None).carry_out()
 
 
@@ -96,10 +97,13 @@ def underway(
             identity["init"] = initial.digest(config.init)
         if world.size > 1:
             identity["number of processes"] = str(world.size)
+        working = split(components, config, world.sharding, world.device, world.size)
         try:
-            yield _run(config, components, encoded, cache, identity, world, validated)
+            run = _run(config, working, encoded, cache, identity, world, validated)
+            run.idle = [*placement.unused(components, config), *whole(components, working)]
+            yield run
         finally:
-            apply.eject(components.modules)
+            apply.eject(working.modules)
 
 
 def course(run: Run, place: Layout, report: Silent, draw: Draw | None) -> Course:
@@ -133,12 +137,11 @@ def rescaled(components: Components, config: TrainConfig) -> Components:
 @contextmanager
 def idle_parts(run: Run, gone: bool) -> Iterator[None]:
     """Inside, what the steps do without waits in the CPU's memory, or nowhere at all if they are not needed again."""
-    idle = placement.unused(run.components, run.config)
     if gone:
-        hardware.release(idle)
+        hardware.release(run.idle)
         yield
         return
-    with hardware.resident(idle, torch.device("cpu")):
+    with hardware.resident(run.idle, torch.device("cpu")):
         yield
 
 
