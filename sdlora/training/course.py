@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from types import FrameType
 
 from sdlora import apply, hardware
 from sdlora.errors import SdloraError
-from sdlora.training import intervals, metrics, saving, tracking, validation
+from sdlora.training import intervals, metrics, processes, saving, tracking, validation
 from sdlora.training.layout import Layout
 from sdlora.training.loop import Step, steps
 from sdlora.training.progress import Silent
 from sdlora.training.run import Run
 from sdlora.training.validation import Score
 
+MOMENT = 2.0  # seconds
 Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
 
 
@@ -49,6 +51,7 @@ class Course:
                 if self.run.world.any(stop()) and step.number < self.last:
                     if self.run.world.main:
                         saving.state(self.run, self.place)
+                    self.run.world.wait()  # who ends takes the others along
                     raise KeyboardInterrupt(f"stopped after step {step.number} of {self.last}; the same command goes on from there")
         self.conclude()
         return self.place.adapter
@@ -134,16 +137,18 @@ class Course:
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of the step, so that the state is whole; a second one stops at once."""
+    """Ctrl-C and SIGTERM wait for the end of the step, so that the state is whole; a second one stops at once. Of several processes
+    each gets Ctrl-C from the terminal and once more from their launcher: within a moment they are one."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked: list[int] = []
+    asked: list[float] = []
+    moment = MOMENT if processes.launched() > 1 else 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if asked and time.monotonic() - asked[0] >= moment:
             raise KeyboardInterrupt("stopped at once")
-        asked.append(number)
+        asked.append(time.monotonic())
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,19 +9,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdlora.errors import SdloraError
+from sdlora.together import joined, launched, rank
 from sdlora.training import sharding
 from sdlora.training.batches import Batch
 from sdlora.training.config import TrainConfig
 from sdlora.training.sharding import Sharding
 
-PATIENCE = timedelta(hours=12)  # one process draws, encodes or validates while the others wait
 REFUSED = {  # variable that accelerate sets -> what it stands for, and why not
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed shards the optimiser's state, and an adapter's is small; it has an optimiser loop of its own",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for transformers of its own kind",
@@ -102,14 +101,9 @@ def widened(config: TrainConfig, world: World) -> TrainConfig:
     return config.model_copy(update={"batch_size": config.batch_size * world.size, "prior": prior})
 
 
-def launched() -> int:
-    """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def world() -> World:
@@ -117,14 +111,7 @@ def world() -> World:
     check()
     if launched() == 1:
         return World()
-    from accelerate import PartialState
-
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not (
-        torch.cuda.is_available() or torch.backends.mps.is_available()
-    )
-    state = PartialState(cpu=cpu, timeout=PATIENCE)
-    if state.num_processes != launched():
-        raise SdloraError(f"{launched()} processes were launched, and accelerate sees {state.num_processes}; launch them with torchrun")
+    state = joined()
     return World(state.process_index, state.num_processes, state.device, sharding.told())
 
 

@@ -15,6 +15,7 @@ from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
+from sdlora.together import together
 from sdlora.training import again, heldout, initial, intervals, optimizers, placement, planning, prior, processes, record, saving, sources
 from sdlora.training import layout as layouts
 from sdlora.training.batches import Source
@@ -30,6 +31,7 @@ from sdlora.training.tracking import Trackers
 from sdlora.training.trainable import trainable
 
 
+@together()
 def train(
     config: TrainConfig,
     draw: Draw | None = None,

@@ -45,9 +45,7 @@ def told(environment: Mapping[str, str] = os.environ) -> Sharding | None:
     if environment.get("ACCELERATE_USE_FSDP", "").lower() not in YES:
         return None
     if environment.get("WORLD_SIZE", "1") == "1":
-        raise SdloraError(
-            "accelerate was told to use FSDP, and one process has nobody to share the base with; launch several, or leave it out"
-        )
+        raise SdloraError("accelerate was told to use FSDP, and there is one process; launch several, or leave it out")
     version = environment.get("FSDP_VERSION", "1")
     if version != "2":
         raise SdloraError(f"accelerate was told to use FSDP in version {version}, which splits flattened weights; take --fsdp_version 2")
@@ -56,9 +54,7 @@ def told(environment: Mapping[str, str] = os.environ) -> Sharding | None:
             raise SdloraError(f"accelerate was told --{variable.lower()} true; {instead}")
     ignored = environment.get("FSDP_IGNORED_MODULES", "")
     if ignored:
-        raise SdloraError(
-            f"accelerate was told --fsdp_ignored_modules {ignored}; leave it out: the adapter is never split, the base always"
-        )
+        raise SdloraError(f"accelerate was told fsdp_ignored_modules {ignored}; leave it out: the adapter is never split, the base always")
     policy = environment.get("FSDP_AUTO_WRAP_POLICY", POLICIES[0]).upper()
     if policy not in POLICIES:
         raise SdloraError(f"accelerate was told --fsdp_auto_wrap_policy {policy}, which is unknown{nearest(policy, POLICIES)}")
@@ -89,7 +85,8 @@ def split(components: Components, config: "TrainConfig", how: Sharding | None, d
     for name, twin in twins.items():
         for unit in units[name]:
             fully_shard(unit, mesh=mesh, reshard_after_forward=how.reshard)
-        fully_shard(twin, mesh=mesh, reshard_after_forward=False)  # what is left is needed first in the backward pass
+        if not _by_name(twin):
+            fully_shard(twin, mesh=mesh, reshard_after_forward=False)  # what is left is needed first in the backward pass
     encoders = [twins.get(name, module) for name, module in components.modules.items() if name != "unet"]
     return replace(components, unet=twins["unet"], text_encoders=tuple(encoders))
 
@@ -113,8 +110,17 @@ def _twin(module: nn.Module) -> Any:
 def _units(twin: nn.Module, how: Sharding) -> list[nn.Module]:
     """The modules below it that are gathered one at a time, the innermost first."""
     wanted = _policy(twin, how)
-    inner = [part for part in twin.modules() if part is not twin and any(True for _ in part.parameters())]
+    called = [part for part in twin.modules() if type(part).forward is not nn.Module.forward]  # a list of modules never is
+    inner = [part for part in called if part is not twin and not _by_name(part) and any(True for _ in part.parameters())]
     return [part for part in reversed(inner) if wanted(part)]
+
+
+def _by_name(part: nn.Module) -> bool:
+    """Whether it looks itself up by the name of its class, which fully_shard changes: transformers' models, for their hidden states.
+    What is in no smaller module of theirs stays whole: a norm and a projection."""
+    from transformers import PreTrainedModel
+
+    return isinstance(part, PreTrainedModel)
 
 
 def _policy(twin: nn.Module, how: Sharding) -> Callable[[nn.Module], bool]:
