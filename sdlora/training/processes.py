@@ -22,7 +22,8 @@ from sdlora.training.config import TrainConfig
 from sdlora.training.sharding import Sharding
 
 REFUSED = {  # variable that accelerate sets -> what it stands for, and why not
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed shards the optimiser's state, and an adapter's is small; it has an optimiser loop of its own",
+    "ACCELERATE_USE_DEEPSPEED": "its ZeRO 1 and 2 share out an optimiser's state, and an adapter's is a few MB; for ZeRO 3's share of the "
+    "base take --use_fsdp --fsdp_version 2",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for transformers of its own kind",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor and context parallelism are not for a U-Net",
 }
