@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from sdlora.errors import SdloraError
 LOOK = 0.5  # seconds between two looks at the others
 GRACE = 5.0  # seconds in which a process can end by itself
 PATIENCE = timedelta(hours=12)  # in which a process may draw, encode or validate while the others wait
+SETTLED = 2.0  # seconds until a killed process is not there any more: its launcher has to take note
 QUIET = 1  # exit code of those that have nothing to say
 
 
@@ -95,14 +97,15 @@ def together() -> Iterator[None]:
 
 def _instead(here: "Board", error: BaseException) -> BaseException | None:
     """What to end with after `error`, if not with that."""
-    lost = here.missing() if isinstance(error, SystemExit) else _torn(error)
+    torn = _torn(error)
+    lost = (torn or isinstance(error, SystemExit)) and here.missing(SETTLED if torn else 0.0)
     if not here.claim():
         return Deserted()
     return Bereft() if lost else None
 
 
 def _torn(error: BaseException) -> bool:
-    """Whether it says that a connection to another process has ended."""
+    """Whether it is one of communication: another's end, most often."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
@@ -137,8 +140,15 @@ class Board:
     def failed(self) -> bool:
         return bool(self.store.check(["failed"]))
 
-    def missing(self) -> bool:
-        """Whether one that came is neither there nor gone. Of other machines only their own processes can tell."""
+    def missing(self, within: float = 0.0) -> bool:
+        """Whether one that came is neither there nor gone, now or in so many seconds; until one has failed. Of other machines only
+        their own processes can tell."""
+        end = time.monotonic() + within
+        while not (found := self._missing()) and time.monotonic() < end and not self.failed:
+            time.sleep(0.05)
+        return found
+
+    def _missing(self) -> bool:
         others = [other for other in range(self.size) if other != self.rank and self.store.check([f"come {other}"])]
         return any(self._dead(other) and not self.store.check([f"gone {other}"]) for other in others)
 

@@ -68,10 +68,30 @@ def test_a_process_that_is_killed_is_missed_and_another_says_so_once(boards):
     assert not found[0].missing(), "its numbers mean nothing here"
 
 
-def test_a_connection_that_breaks_is_the_others_end_and_any_other_error_is_ones_own(boards):
+TORN = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+
+
+def test_a_connection_that_breaks_is_the_end_of_another_if_one_is_missing(boards, monkeypatch):
+    found, be = boards
+    monkeypatch.setattr(together, "SETTLED", 0.1)
+    be(0)
+    found[1].come()
+    error = RuntimeError(TORN)
+    assert failing(error) is error, "nobody is missing: it says itself what is wrong"
+
+
+def test_a_connection_that_breaks_because_another_was_killed_says_that(boards, monkeypatch):
+    found, be = boards
+    be(0)
+    found[1].come()
+    alive = iter([True, True])
+    monkeypatch.setattr(together, "_alive", lambda number: next(alive, False))  # until its launcher has taken note
+    assert isinstance(failing(RuntimeError(TORN)), Bereft)
+
+
+def test_an_error_of_ones_own_stays_as_it_is(boards):
     _, be = boards
     be(0)
-    assert isinstance(failing(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")), Bereft)
     own = RuntimeError("out of memory")
     assert failing(own) is own
 

@@ -102,7 +102,7 @@ def underway(
         working = split(components, config, world.sharding, world.device, world.size)
         try:
             run = _run(config, working, encoded, cache, identity, world, validated)
-            run.idle = [*placement.unused(components, config), *whole(components, working)]
+            run.idle = [*run.idle, *whole(components, working)]
             yield run
         finally:
             apply.eject(working.modules)
@@ -178,4 +178,5 @@ def _run(
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
     optimizer = optimizers.build(groups, config.optimizer.name, config.weight_decay, config.optimizer.arguments)
-    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held)
+    idle = placement.unused(components, config)
+    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held, idle)

@@ -1,8 +1,8 @@
 """FSDP: during the steps each process holds its share of the frozen base; the adapter is small, and whole in every process.
 
 PyTorch's fully_shard (Zhao et al. 2023, arXiv:2304.11277, in its second version) gathers the weights of one block at a time, before its
-part of the forward and of the backward pass. They come back with the bits that they had, and the adapter's gradients are added as they
-are without it: the adapter is that of as many processes without FSDP, states and files are the same, and one goes on from the other.
+part of the forward and of the backward pass, with the bits that they had. The adapter's gradients are added as they are without it: the
+adapter is that of as many processes without FSDP, but for rounding; states and files are of one form, and one goes on from the other.
 """
 
 import copy
