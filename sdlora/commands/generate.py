@@ -28,11 +28,14 @@ def generate(
     Examples: sdlora generate "a cat, flat emoji" --adapter style.safetensors=0.8 --seed 1-4 --output pictures;
     sdlora generate --from pictures/0001-seed1.png --steps 30; sdlora generate --prompts prompts.txt --output run
     """
+    from sdlora import together
     from sdlora.drawing import work
     from sdlora.generation import record
 
     drawing, recalled = work.gathered({**given, **({"prompt": tuple(prompt)} if prompt else {})}, settings, source)
     result = work.drawn_and_saved(drawing, tell, bar, recalled)
+    if together.rank() > 0:
+        return  # the first process speaks for all
     report(result.paths, result.seconds)
     if 1 < len(result.pictures) <= MOST_ON_A_SHEET:
         typer.echo(record.save_sheet(list(zip(result.paths, result.pictures, strict=True)), drawing.output))
