@@ -109,7 +109,7 @@ def _pictures(
     for group in groups:
         with (
             guard.enough(components),
-            adapters.active(components, group.wanted, named, group.apply, group.requests[0].steps) as active,
+            adapters.active(components, group.wanted, named, group.apply) as active,
         ):
             images = draw(group.base, group.requests, active, texts, known, callback, offload)
         for request, image in zip(group.requests, images, strict=True):
