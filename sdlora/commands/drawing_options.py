@@ -9,13 +9,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-import click
 import typer
 
 from sdlora.drawing.settings import NONE, OPTIONAL, OPTIONS, Drawing
 from sdlora.errors import SdloraError
 
-NUMBERS: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT}
+NUMBERS = {int: "WHOLE", float: "DECIMAL"}
 ASSIGNED = re.compile(r"\s*([A-Za-z][\w-]*)=(.*)", re.DOTALL)
 TEXTS = (int | str,)  # settings that a file may give as another type, and the command line as a word
 
@@ -65,14 +64,17 @@ def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class OrNone(click.ParamType):
-    """A number, or the word none."""
+def _or_none(kind: type, name: str) -> Callable[[str], Any]:
+    """What reads an option's word: a number, or the word none."""
 
-    def __init__(self, inner: click.ParamType):
-        self.inner, self.name = inner, inner.name
+    def read(text: str) -> Any:
+        try:
+            return text if text == NONE else kind(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no {name.lower()} number, nor none") from None
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == NONE else self.inner.convert(value, param, ctx)
+    read.__name__ = name  # what the help calls it
+    return read
 
 
 def _option(field: Any, hint: Any) -> inspect.Parameter:
@@ -81,7 +83,7 @@ def _option(field: Any, hint: Any) -> inspect.Parameter:
     shown: dict[str, Any] = {} if field.default in ((), None, "", False) else {"show_default": str(field.default)}
     plain = _plain(hint)
     if field.name in OPTIONAL and plain in NUMBERS:
-        shown["click_type"] = OrNone(NUMBERS[plain])
+        shown["parser"] = _or_none(plain, NUMBERS[plain])
     option = typer.Option(*flags, help=known["help"], metavar=known["metavar"], **shown)  # a text stands in the help alone
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
@@ -97,8 +97,8 @@ def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
     What is left of the picture is blurred, with weights, far and then ever less, and each laid over the one before; so a place has
     the colours of the nearest blur that reaches it. Where the mask is 0 the picture stays as it is, bit for bit.
     """
-    kept = ImageOps.invert(mask)
-    weighted = Image.merge("RGBa", [*(ImageChops.multiply(band, kept) for band in image.convert("RGB").split()), kept])
+    whole = image.convert("RGB").convert("RGBA").convert("RGBa")
+    weighted = Image.composite(whole, Image.new("RGBa", image.size), ImageOps.invert(mask))
     result = Image.new("RGBA", image.size)
     for radius, times in FILLS:
         layer = weighted.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
