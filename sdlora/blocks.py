@@ -58,9 +58,9 @@ def counts() -> str:
 
 def check_levels(numbers: Sequence[float], name: str, levels: int, down: int) -> None:
     """SdloraError unless the vector is for a U-Net of so many resolutions, with `down` blocks on each one's way down."""
-    fitting = [str(count) for count, wanted in LEVELS.items() if wanted == levels and down == 2]
-    if str(len(numbers)) not in fitting:
-        expected = f"for {name} it has {' or '.join(reversed(fitting))}" if fitting else f"{name} has other blocks than it counts"
+    fitting = sorted(count for count, wanted in LEVELS.items() if wanted == levels and down == 2)
+    if len(numbers) not in fitting:
+        expected = f"for {name} it has {' or '.join(map(str, fitting))}" if fitting else f"{name} has other blocks than it counts"
         remedy = "give that many" if fitting else "say down, mid and up by themselves"
         raise SdloraError(f"lbw has {len(numbers)} numbers, and {expected}; {remedy}")
 

@@ -247,3 +247,16 @@ def test_a_vector_has_to_count_the_blocks_of_the_base(components, loaded, kind: 
     base, wanted = components if kind == "emoji" else loaded(kind), [("a", Strength(vector=(0.5,) * count))]
     with pytest.raises(SdloraError, match=message) if message else nullcontext():
         adapters.check(base, wanted, "stacked")
+
+
+def test_a_block_that_the_base_has_not_is_no_silent_nothing(components, loaded):
+    from sdlora.generation import adapters
+
+    for base, there, missing in (
+        (components, "up.2.1", "up.2.2"),
+        (loaded("sdxl"), "down.2.1", "down.3"),
+        (loaded("sd1"), "down.3", "up.4"),
+    ):
+        adapters.check(base, [("a", parse(f"1:{there}=0.5"))], "stacked")
+        with pytest.raises(SdloraError, match=f"is said of {missing}, a block that .* has not"):
+            adapters.check(base, [("a", parse(f"1:{missing}=0.5"))], "stacked")

@@ -156,14 +156,12 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Hires steps": _as("hires_steps", int),
     "Hires upscaler": _as("hires_upscaler", lambda text: upscaler(text).name),
     "Exact steps": _as("exact_steps", lambda text: {"True": True, "False": False}[text]),
-    "Resize mode": _as(
-        "resize", lambda text: {"Crop and resize": "crop"}.get(text) or {word: name for name, word in RESIZES.items()}[text]
-    ),
+    "Resize mode": _as("resize", ({"Crop and resize": "crop"} | {word: name for name, word in RESIZES.items()}).__getitem__),
     "Background": _as("background"),
     "Mask blur": _as("mask_blur", float),
     "Inpaint area": lambda text: {},
     "Masked area padding": _as("only_masked", int),
-    "Masked content": _as("masked_content", lambda text: {content: name for name, content in CONTENTS.items()}.get(text, text)),
+    "Masked content": _as("masked_content", ({"original": "original"} | {word: name for name, word in CONTENTS.items()}).__getitem__),
     "Model hash": lambda text: {},
     "VAE hash": lambda text: {},
 }

@@ -87,10 +87,8 @@ class Drawing:
     named: tuple[tuple[str, Path], ...] = _of(RUN, (), "The files of <lora:NAME:…> that are known already.", flag="")
 
 
-NONE = (
-    "none"  # of a setting that is unset by default: unset again, whatever an old picture or a settings file says; of adapter: without any
-)
-OPTIONAL = frozenset(f.name for f in fields(Drawing) if f.default is None)  # those it can be said of, besides adapter
+NONE = "none"  # takes a setting back that an old picture or a settings file has; of adapter: without any
+OPTIONAL = frozenset(f.name for f in fields(Drawing) if f.default is None)  # it is said of these, and of adapter
 SCOPES: Mapping[str, str] = {f.name: f.metadata["scope"] for f in fields(Drawing)}
 OPTIONS = tuple(f for f in fields(Drawing) if f.metadata["flag"] != "")  # those with an option of their own on the command line
 

@@ -16,7 +16,7 @@ from sdlora.generation.request import Request
 from sdlora.layers import TEXT
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
-from sdlora.strength import Strength
+from sdlora.strength import Strength, governs
 from sdlora.strength import strength as strength_of
 
 TEXT_ENCODERS = (TEXT, f"{TEXT}_2")
@@ -126,6 +126,9 @@ def check(components: Components, wanted: Sequence[Wanted], apply: str) -> None:
         if strength.vector:
             shape = components.unet.config
             blocks.check_levels(strength.vector, components.name, len(shape.down_block_types), shape.layers_per_block)
+        for key in (key for key, _ in strength.curves if "." in key):
+            if not any(governs(key, f"unet.{name}.") for name, _ in components.unet.named_modules()):
+                raise SdloraError(f"the strength {strength} is said of {key}, a block that {components.name} has not; leave it out")
         if strength.stepwise and apply == "fused":
             remedy = "leave compile out" if compiled else "use apply = stacked"
             raise SdloraError(f"the strength {strength} changes with the steps, which an adapter that is fused cannot; {remedy}")
