@@ -51,6 +51,7 @@ class Drawing:
     attention: str = _of(MODEL, "auto", "auto, sdpa or xformers.")
     offload: bool = _of(MODEL, False, "For small GPUs: bring each network in for its turn alone.")
     tiling: bool = _of(MODEL, False, "For large pictures: decode them in overlapping tiles.")
+    pack: bool = _of(MODEL, True, "On a CPU: copy convolution weights into its kernels' order, where memory is ample.")
     compile: bool = _of(MODEL, False, "torch.compile; pays from many pictures on; needs --apply fused.")
     vae: Path | None = _of(MODEL, None, "Another VAE than the base's own: a folder or a file.")
     family: str | None = _of(MODEL, None, "sd1, sd2 or sdxl; by default found from the base.")
@@ -70,7 +71,9 @@ class Drawing:
     background: str = _of(PICTURE, "white", "A colour for what is transparent in --init.")
     mask: str | None = _of(PICTURE, None, "Redraw what is white in it alone; alpha: what is transparent in --init.", "IMAGE")
     mask_blur: float | None = _of(PICTURE, None, "Of the mask's edge, in pixels; by default 4 for Stable Diffusion, 2 for emoji.")
-    masked_content: str = _of(PICTURE, "original", "What the masked part starts from: original, noise or nothing.")
+    masked_content: str = _of(
+        PICTURE, "original", "What the masked part starts from: original, fill (the colours around it), noise or nothing."
+    )
     only_masked: int | None = _of(PICTURE, None, "Draw the mask's surroundings, so many pixels of them, at full size.", "PIXELS")
     hires: float | None = _of(PICTURE, None, "Draw, enlarge by this factor, and draw over.", "FACTOR")
     hires_denoise: float | None = _of(PICTURE, None, "How far the enlarged picture is drawn anew; by default 0.7.")
@@ -85,6 +88,8 @@ class Drawing:
     named: tuple[tuple[str, Path], ...] = _of(RUN, (), "The files of <lora:NAME:…> that are known already.", flag="")
 
 
+NONE = "none"  # takes a setting back that an old picture or a settings file has; of adapter: without any
+OPTIONAL = frozenset(f.name for f in fields(Drawing) if f.default is None)  # it is said of these, and of adapter
 SCOPES: Mapping[str, str] = {f.name: f.metadata["scope"] for f in fields(Drawing)}
 OPTIONS = tuple(f for f in fields(Drawing) if f.metadata["flag"] != "")  # those with an option of their own on the command line
 
