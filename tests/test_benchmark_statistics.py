@@ -1,12 +1,13 @@
 """The benchmark's statistics: intervals that cover, tests that keep their level, estimates that come true."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from sdlora.benchmark import plan, statistics
+from sdlora.benchmark import plan, report, statistics
 
 
 def times(rng: np.random.Generator, n: int, ratio: float = 1.0, spread: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
@@ -200,3 +201,11 @@ def test_the_order_is_random_and_a_function_of_the_seed():
 def test_prompts_and_seeds_come_round_in_turn():
     planned = plan.blocks(8, ["a", "b"], [1, 2], CONDITIONS, seed=0)
     assert [(b.prompt, b.seed) for b in planned] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)] * 2
+
+
+def test_the_report_says_ours_against_stock_diffusers_in_images_per_second():
+    ours = SimpleNamespace(ratio=0.8, low=0.75, high=1.0)
+    pairs = [SimpleNamespace(condition="stacked", against="PEFT", comparison=ours)]
+    assert report.speed_line(SimpleNamespace(pairs=pairs)) == ""
+    pairs.append(SimpleNamespace(condition="base", against="diffusers", comparison=ours))
+    assert "1.25 times (1.00 … 1.33) as many images per second" in report.speed_line(SimpleNamespace(pairs=pairs))
