@@ -94,7 +94,7 @@ def _place(folder: Path | None) -> Path:
     place = cache.folder_of(SHARED) if folder is None else folder
     assert place is not None
     if folder is not None and not folder.is_dir():
-        raise SdloraError(f"there is no folder {folder}")
+        raise SdloraError(f"there is no folder {folder}; leave it out for the one that all trainings share")
     return place
 
 

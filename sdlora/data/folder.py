@@ -91,7 +91,7 @@ def gather(settings: DataSettings) -> Found:
             examples.append(example(entry, settings))
     if all(one.regular for one in examples):
         why = skipped[0] if skipped else "all are class pictures"
-        raise SdloraError(f"no picture in {settings.images} can be trained on: {why}")
+        raise SdloraError(f"no picture in {settings.images} can be trained on: {why}; sdlora dataset tells all about the folder")
     if settings.masks == "files" and not any(one.mask for one in examples):
         raise SdloraError(f"masks is files, and {settings.images} has none; the mask of cat.jpg is cat{MASK}.png, white where it counts")
     return Found(tuple(examples), tuple(skipped))
