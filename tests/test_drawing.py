@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -221,35 +222,55 @@ def test_shares_of_a_crew_are_everything_once_and_in_order():
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+LOGGING = """
+import os, signal, sys
+from pathlib import Path
+from sdlora import cli, images
+
+plain = images.save
+
+def save(image, path, *rest):
+    plain(image, path, *rest)
+    with open(os.environ["LOG"], "a") as log:
+        log.write(f"{os.environ['RANK']} {Path(path).name}\\n")
+    if os.environ["FAILS"] and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+images.save = save
+cli.program(["generate", *sys.argv[1:]])
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_share_a_run_and_write_the_bytes_of_one(tmp_path: Path, tiny_base: Path):
+def test_two_processes_share_a_run_and_where_one_is_killed_the_next_two_draw_the_rest(tmp_path: Path, tiny_base: Path):
     (tmp_path / "a.txt").write_text("".join(f"a cat {i}\n" for i in range(9)))
-    words = [
-        "--prompts",
-        tmp_path / "a.txt",
-        "--base",
-        tiny_base,
-        "--steps",
-        2,
-        "--guidance",
-        1,
-        "--device",
-        "cpu",
-        "--batch",
-        2,
-        "--output",
+    (tmp_path / "drawing_log.py").write_text(LOGGING)
+    how = {"prompts": tmp_path / "a.txt", "base": tiny_base, "steps": 2, "guidance": 1, "device": "cpu", "batch": 2}
+    words = [word for name, value in how.items() for word in (f"--{name}", str(value))]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "drawing_log.py")]
+
+    def draw(way: list[str], output: str, fails: str = "") -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOG": str(tmp_path / "log"), "FAILS": fails}
+        program = [sys.executable, *way, *words, "--output", str(tmp_path / output)]
+        return subprocess.run(program, env=environment, capture_output=True, text=True)
+
+    one = draw([str(ROOT / "infer" / "generate.py")], "one")
+    killed = draw(torchrun, "two", "killed")
+    assert one.returncode == 0 and killed.returncode != 0, one.stderr + killed.stderr
+    assert re.findall("^error: .*", killed.stderr, re.MULTILINE) == [
+        "error: one of the 2 processes was killed, or crashed; the same command goes on from what is saved"
     ]
-    ways = {"one": [sys.executable], "two": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]}
-    said = {}
-    for name, way in ways.items():
-        program = [*way, str(ROOT / "infer" / "generate.py"), *map(str, words), str(tmp_path / name)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(program, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        said[name] = done.stdout.replace(str(tmp_path / name), "")
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ways)
-    assert len(one) == 10 and one == two
-    assert said["one"].splitlines()[:2] == said["two"].splitlines()[:2]  # the second says nothing of its own
+    assert "[rank" not in killed.stderr, "a traceback of ours"
+    before = (tmp_path / "log").read_text().split()[1::2]
+    assert len([name for name in before if (tmp_path / "two" / name).exists()]) == len(before) < 9
+    rest = draw(torchrun, "two")
+    assert rest.returncode == 0, rest.stderr
+    bytes_of_one, bytes_of_two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert len(bytes_of_one) == 10 and bytes_of_one == bytes_of_two
+    log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(name for _, name in log) == sorted(name for name in bytes_of_one if name.endswith(".png")), "each drawn once"
+    assert {rank for rank, _ in log[len(before) :]} == {"0", "1"}
+    assert all(rest.stdout.count(name) == 1 for _, name in log[len(before) :]), "the second process says nothing of its own"
 
 
 def test_there_is_no_bar_where_nothing_is_left_to_draw(capsys):

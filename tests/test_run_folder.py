@@ -108,8 +108,7 @@ def accelerate_names() -> set[str]:
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "accelerate was told to use FSDP: FSDP shards what is trained"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "to use DEEPSPEED: DeepSpeed shards the optimiser's state"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "to use DEEPSPEED: its ZeRO 1 and 2 share out"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "--mixed_precision fp8"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "set compile = true"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "set accumulate = 4"),

@@ -50,6 +50,9 @@ class Grid:
         return cls(reading.merged(reading.checked(data, f"in {path}", folder), given or {}), title=title, **axes)
 
     def __post_init__(self) -> None:
+        if self.drawing.prompts:
+            found = f"a grid with prompts = {str(self.drawing.prompts)!r}, a file for runs"
+            raise SdloraError(f'{found}; put its lines on an axis: axis = "prompt" and values = ["…", "…"]')
         names = [axis.name for axis in self.axes if axis]
         if len(set(names)) < len(names) and not any(axis and axis.adapter for axis in self.axes):
             raise SdloraError(f"the grid has two axes {max(names, key=names.count)}; keep one of them")
