@@ -110,9 +110,8 @@ def _agree(path: Path, family: Family, settings: Mapping[str, Mapping[str, Any]]
             raise SdloraError(f"{path / component} is of the class {stated}, not {kind}; give a plain base model")
     unet = settings["unet"]
     if (unet.get("addition_embed_type") == "text_time") != family.pooled:
-        raise SdloraError(
-            f"{path} is a {family.pipeline}, but its U-Net takes {'no ' if family.pooled else ''}sizes: a mixture of two models; copy it anew"
-        )
+        takes = f"its U-Net takes {'no ' if family.pooled else ''}sizes"
+        raise SdloraError(f"{path} is a {family.pipeline}, but {takes}: a mixture of two models; copy the whole model anew")
     if unet.get("time_cond_proj_dim") is not None:
         raise SdloraError(f"{path} is a latent consistency model (its U-Net is told the guidance); only plain base models will do")
     widths: list[Any] = [settings[name].get("hidden_size") for name, _ in family.text_encoders]

@@ -43,9 +43,8 @@ def read(path: Path) -> Again:
     if "ss_network_dim" in metadata:
         found, notes = foreign.settings(metadata, files.read(path))
         return Again(found, notes)
-    raise SdloraError(
-        f"the header of {path} does not say how it was trained (neither sdlora's settings nor kohya's ss_… fields); train with a settings file"
-    )
+    fields = "neither sdlora's settings nor kohya's ss_… fields"
+    raise SdloraError(f"the header of {path} does not say how it was trained ({fields}); train with a settings file")
 
 
 def _own(path: Path, metadata: Mapping[str, str]) -> Again:
