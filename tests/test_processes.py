@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sdlora import apply, files
 from sdlora.conditioning import Sizes
@@ -36,17 +35,6 @@ def test_the_shares_of_a_batch_are_the_batch(tmp_path):
     assert [c for part in parts for c in part.captions] == [whole.captions[i] for i in order]
     assert sum(part.weights.sum().item() for part in parts) == pytest.approx(1.5)
     assert World(0, 1).share(whole) is whole and World(9, 10).share(whole) is None
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
-    return folder
 
 
 def test_the_gradients_of_the_shares_add_up_to_those_of_the_batch(components, pictures, tmp_path):

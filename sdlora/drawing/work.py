@@ -39,7 +39,7 @@ class Result:
 
 def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Path | None = None) -> tuple[Drawing, Recalled | None]:
     """What a picture says, then a settings file, then `given`; the later ones win."""
-    said = {**(reading.from_toml(settings) if settings else {}), **given}
+    said = reading.layered(reading.from_toml(settings) if settings else {}, given)
     if source is None:
         return reading.merged(said), None
     found = recall.recalled(source, said.get("adapters", ()), said)
