@@ -16,6 +16,7 @@ from sdlora.training.batches import Source, batches
 from sdlora.training.ema import Average
 from sdlora.training.guard import WINDOW, Guard
 
+pytestmark = pytest.mark.usefixtures("aside")
 FEW = {"include": ("unet.mid",)}  # four attention layers are enough to tell
 
 

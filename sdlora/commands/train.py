@@ -135,12 +135,14 @@ def sampler(config: "TrainConfig", components: "Components", prompts: list[str])
     how: dict[str, Any] = {name: getattr(config.samples, name) for name in ("seed", "steps", "guidance")} | {"clip_skip": config.clip_skip}
     wanted = [Request(text, **how) for text in prompts]
 
+    def drawn(adapters: Sequence[Any] = ()) -> list[Any]:
+        return [picture.image for picture in generation.generate(components, wanted, adapters, offload=components.device)]
+
     def draw(path: Path, step: int) -> None:
         if not gallery.complete(place, 0, len(prompts)):
-            gallery.save(place, 0, [picture.image for picture in generation.generate(components, wanted)])
+            gallery.save(place, 0, drawn())
         if not gallery.complete(place, step, len(prompts)):
-            adapter = files.load(path, components.modules)
-            gallery.save(place, step, [picture.image for picture in generation.generate(components, wanted, [(adapter, 1.0)])])
+            gallery.save(place, step, drawn([(files.load(path, components.modules), 1.0)]))
         gallery.grid(place, prompts)
 
     return draw
@@ -162,4 +164,4 @@ def imagine(components: "Components", wanted: Sequence[tuple[str, int]], prior: 
     from sdlora.generation import Request, generate
 
     requests = [Request(prompt, seed=seed, steps=prior.sampling_steps, guidance=prior.guidance) for prompt, seed in wanted]
-    return (picture.image for picture in generate(components, requests))
+    return (picture.image for picture in generate(components, requests, offload=components.device))

@@ -10,14 +10,16 @@ from types import FrameType
 
 from sdlora import apply, hardware
 from sdlora.errors import SdloraError
-from sdlora.training import intervals, metrics, placement, saving, tracking, validation
+from sdlora.training import intervals, metrics, saving, tracking, validation
 from sdlora.training.layout import Layout
 from sdlora.training.loop import Step, steps
 from sdlora.training.progress import Silent
 from sdlora.training.run import Run
 from sdlora.training.validation import Score
 
-Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
+# (a saved adapter, its step). The components carry no trainable updates meanwhile; what the steps do without may wait in the CPU's
+# memory, from where `generate(…, offload=components.device)` brings it in for its turn.
+Draw = Callable[[Path, int], None]
 
 
 @dataclass(eq=False)
@@ -113,8 +115,7 @@ class Course:
             return
         components = self.run.components
         with apply.suspended(components.modules), hardware.plain(components.unet):
-            with hardware.resident(placement.unused(components, self.run.config), components.device):
-                self.draw(saving.file(self.run, self.place), self.run.step)
+            self.draw(saving.file(self.run, self.place), self.run.step)
         self.trackers.picture(self.place.grid, self.run.step)
 
     def complete(self) -> None:

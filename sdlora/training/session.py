@@ -112,11 +112,15 @@ def course(run: Run, place: Layout, report: Silent, draw: Draw | None) -> Course
 
 
 def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Components:
-    """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for."""
+    """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for. On CUDA only what the
+    steps need is there, so that the base as a whole never has to fit: the rest comes from the CPU's memory for its turn."""
     where = placement.device(config.device)
     dtype = hardware.dtype(placement.precision(config.precision, where))
     said = None if config.base in models.BUILT_IN else say
-    return rescaled(models.load(config.base, where, dtype, say=said, **config.reading), config)
+    found = models.load(config.base, "cpu" if where.type == "cuda" else where, dtype, say=said, **config.reading)
+    for name in {"unet", *config.learning}:
+        found.modules[name].to(where)
+    return rescaled(found, config)
 
 
 def rescaled(components: Components, config: TrainConfig) -> Components:

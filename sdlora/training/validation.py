@@ -21,6 +21,7 @@ from sdlora.training.heldout import Held
 from sdlora.training.run import Run
 
 SEED = 0  # of the noise: not the run's own, so that runs with different seeds can be compared
+ROWS = 4  # in a call of the U-Net, whatever the batch: with more, SDXL would take more than a step with checkpoints does
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,21 @@ def score(run: Run, held: Held) -> Score:
 
 def _losses(run: Run, row: Row, times: torch.Tensor) -> torch.Tensor:
     """(strata,) in fp64 of one picture, whose noise depends on its bytes alone. One at a time: so no bit depends on the others."""
-    components, strata, where = run.components, len(times), run.components.device
     view = row.views[0][0]
-    shape = tuple(view.latents.shape)
-    noise = torch.stack([draws.normal(shape, SEED, f"validation {row.key}", i) for i in range(strata)]).to(where)
-    clean = view.latents.expand(strata, *shape).to(where)
-    steps, bar = times.to(where), components.alphas_bar.to(where)[times.to(where)]
+    noise = torch.stack([draws.normal(tuple(view.latents.shape), SEED, f"validation {row.key}", i) for i in range(len(times))])
+    found = [_part(run, row, *part) for part in zip(noise.split(ROWS), times.split(ROWS), strict=True)]
+    return torch.cat(found).double().cpu()
+
+
+def _part(run: Run, row: Row, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    components, count, where, view = run.components, len(times), run.components.device, row.views[0][0]
+    clean, noise, steps = view.latents.expand_as(noise).to(where), noise.to(where), times.to(where)
+    bar = components.alphas_bar.to(where)[steps]
     with loop.precision(run):
-        hint = run.prompts([row.wordings[0]] * strata).to(dtype=components.dtype)
-        ids = time_ids([view.sizes] * strata).to(where)
+        hint = run.prompts([row.wordings[0]] * count).to(dtype=components.dtype)
+        ids = time_ids([view.sizes] * count).to(where)
         said = predict(components.unet, noised(clean, noise, bar).to(components.dtype), steps, hint, ids)
-    return squared_error(said, target(clean, noise, bar, components.prediction)).double().cpu()
+    return squared_error(said, target(clean, noise, bar, components.prediction))
 
 
 def best(scores: Sequence[Score]) -> Score | None:
