@@ -132,20 +132,33 @@ def sampler(config: "TrainConfig", components: "Components", prompts: list[str])
     from sdlora.training.layout import Layout
 
     place = Layout(config.output)
-    how: dict[str, Any] = {name: getattr(config.samples, name) for name in ("seed", "steps", "guidance")} | {"clip_skip": config.clip_skip}
-    wanted = [Request(text, **how) for text in prompts]
+    wanted, marks = [Request(**facts) for facts in samples_of(config, prompts)], marks_of(config, prompts)
 
     def drawn(adapters: Sequence[Any] = ()) -> list[Any]:
         return [picture.image for picture in generation.generate(components, wanted, adapters, offload=components.device)]
 
     def draw(path: Path, step: int) -> None:
-        if not gallery.complete(place, 0, len(prompts)):
-            gallery.save(place, 0, drawn())
-        if not gallery.complete(place, step, len(prompts)):
-            gallery.save(place, step, drawn([(files.load(path, components.modules), 1.0)]))
-        gallery.grid(place, prompts)
+        if not gallery.complete(place, 0, marks):
+            gallery.save(place, 0, drawn(), marks)
+        if not gallery.complete(place, step, marks):
+            gallery.save(place, step, drawn([(files.load(path, components.modules), 1.0)]), marks)
+        gallery.grid(place, prompts, marks)
 
     return draw
+
+
+def samples_of(config: "TrainConfig", prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """Fields of the Requests that draw a step's samples."""
+    own = config.samples
+    how = {"seed": own.seed, "steps": own.steps, "guidance": own.guidance, "clip_skip": config.clip_skip}
+    return [{"prompt": text, **how} for text in prompts]
+
+
+def marks_of(config: "TrainConfig", prompts: Sequence[str]) -> list[str]:
+    """What the files of the samples say of themselves: see training.gallery."""
+    from json import dumps
+
+    return [dumps(facts, ensure_ascii=False) for facts in samples_of(config, prompts)]
 
 
 def prompts_of(config: "TrainConfig") -> list[str]:

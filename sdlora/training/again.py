@@ -12,7 +12,7 @@ from sdlora.training import foreign
 from sdlora.training.config import TrainConfig
 
 HERE = (  # of this machine, or without a part in the adapter
-    *("images", "folders", "regularisation", "metadata", "strict", "output", "cache", "base", "vae", "init"),
+    *("images", "folders", "regularisation", "metadata", "strict", "output", "cache", "cache_limit", "base", "vae", "init"),
     *("device", "samples", "validation"),
     *("save_every", "keep_states", "keep_checkpoints", "trackers"),
 )

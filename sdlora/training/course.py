@@ -62,16 +62,24 @@ class Course:
             run.load_state(state)
         run.world.wait()  # nobody deletes or replaces what another still reads
         if run.world.main:
+            self.trackers.start(run.step)
             if state:
                 self.complete()
                 self.report.say(f"{'finished already' if run.step == self.last else 'going on'} at step {run.step} of {self.last}")
             metrics.rewind(place.metrics, run.step)
-            self.scores = validation.rewind(place.validation, run.step) if self.run.held else []
-            self.trackers.start(run.step)
+            self.remember()
             if run.step == 0 and not self.scores:
                 self.validate()
         self.report.start(run.step)
         run.world.wait()
+
+    def remember(self) -> None:
+        """The validations so far, as far as they can be compared with those to come."""
+        if self.run.held is None:
+            return
+        self.scores, others = validation.rewind(self.place.validation, self.run.step, self.run.held)
+        if others:
+            self.report.say(f"{others} validation losses were of other pictures or timesteps and are forgotten; the best is sought anew")
 
     def guarded(self) -> Iterator[Step]:
         """The steps; a failure also says what is left."""

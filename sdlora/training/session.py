@@ -11,6 +11,7 @@ from sdlora import apply, conditioning, hardware, models
 from sdlora.data import Cache, Example, Found, fingerprint
 from sdlora.data.buckets import frames
 from sdlora.data.cache import folder_of
+from sdlora.data.sizes import readable
 from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
@@ -86,7 +87,7 @@ def underway(
     """
     place = Layout(config.output)
     with placement.prepared(components, config), placement.deterministic(components.device):
-        cache = Cache(folder_of(config.cache))
+        cache = Cache(folder_of(config.cache), config.cache_bytes)
         with world.main_first():
             wide = processes.widened(config, world)
             encoded = sources.made(found, components, wide, cache, place.prior, imagine, report.say)
@@ -97,7 +98,10 @@ def underway(
         if world.size > 1:
             identity["number of processes"] = str(world.size)
         try:
-            yield _run(config, components, encoded, cache, identity, world, validated)
+            run = _run(config, components, encoded, cache, identity, world, validated)
+            if world.main and (freed := cache.trim()):
+                report.say(f"the cache was larger than {config.cache_limit}: {readable(freed)} of the longest unused were deleted")
+            yield run
         finally:
             apply.eject(components.modules)
 

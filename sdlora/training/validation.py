@@ -30,6 +30,11 @@ class Score:
     loss: float  # mean over all pictures and timesteps
     timesteps: tuple[int, ...]
     losses: tuple[float, ...]  # by timestep, means over the pictures
+    pictures: str = ""  # a name for their contents; "" in files of a version that did not write it
+
+    def like(self, held: Held) -> bool:
+        """Whether it can be compared with what `held` gives."""
+        return self.pictures in ("", held.pictures) and len(self.timesteps) == held.strata
 
 
 @torch.no_grad()
@@ -40,7 +45,7 @@ def score(run: Run, held: Held) -> Score:
     times = torch.tensor([(2 * i + 1) * total // (2 * held.strata) for i in range(held.strata)])
     with run.result(), hardware.plain(components.unet):
         rows = torch.stack([_losses(run, row, times) for row in held.source.data.rows])
-    return Score(run.step, rows.mean().item(), tuple(times.tolist()), tuple(rows.mean(0).tolist()))
+    return Score(run.step, rows.mean().item(), tuple(times.tolist()), tuple(rows.mean(0).tolist()), held.pictures)
 
 
 def _losses(run: Run, row: Row, times: torch.Tensor) -> torch.Tensor:
@@ -76,12 +81,13 @@ def append(path: Path, found: Score) -> None:
         file.write(_line(found))
 
 
-def rewind(path: Path, step: int) -> list[Score]:
-    """Forget what comes after `step`; what is left."""
-    kept = [found for found in read(path) if found.step <= step]
+def rewind(path: Path, step: int, held: Held) -> tuple[list[Score], int]:
+    """Forget what comes after `step`: what is left, and how many were left out because they are of other pictures or timesteps."""
+    before = [found for found in read(path) if found.step <= step]
+    kept = [found for found in before if found.like(held)]
     with atomic.replacing(path) as temporary:
         temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
-    return kept
+    return kept, len(before) - len(kept)
 
 
 def _line(found: Score) -> str:
@@ -92,7 +98,7 @@ def _line(found: Score) -> str:
 
 def _score(line: dict[str, Any]) -> Score:
     loss, *losses = (math.nan if value is None else value for value in (line["loss"], *line["losses"]))
-    return Score(line["step"], loss, tuple(line["timesteps"]), tuple(losses))
+    return Score(line["step"], loss, tuple(line["timesteps"]), tuple(losses), line.get("pictures", ""))
 
 
 def verdict(scores: Sequence[Score]) -> str | None:
