@@ -16,6 +16,7 @@ from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
+from sdlora.together import together
 from sdlora.training import again, heldout, initial, intervals, optimizers, placement, planning, prior, processes, record, saving, sources
 from sdlora.training import layout as layouts
 from sdlora.training.batches import Source
@@ -26,10 +27,12 @@ from sdlora.training.layout import Layout
 from sdlora.training.processes import ALONE, World
 from sdlora.training.progress import Silent, Terminal
 from sdlora.training.run import Run
+from sdlora.training.sharding import split, whole
 from sdlora.training.tracking import Trackers
 from sdlora.training.trainable import trainable
 
 
+@together()
 def train(
     config: TrainConfig,
     draw: Draw | None = None,
@@ -66,8 +69,8 @@ def train(
             layouts.write(place, config)
             record.write(place.manifest, record.manifest(run))
             record.add(place.environment, record.environment(components.device, config.precision, world.size))
-        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
-            with hardware.compiled(components.unet, config.compile):
+        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(run.components, config):
+            with hardware.compiled(run.components.unet, config.compile):
                 return course(run, place, report, draw if world.main else None).carry_out()
 
 
@@ -97,13 +100,16 @@ def underway(
             identity["init"] = initial.digest(config.init)
         if world.size > 1:
             identity["number of processes"] = str(world.size)
+        working = split(components, config, world.sharding, world.device, world.size)
         try:
-            run = _run(config, components, encoded, cache, identity, world, validated)
+            run = _run(config, working, encoded, cache, identity, world, validated, components)
+            run.originals = whole(components, working)
+            run.idle = [*run.idle, *run.originals]
             if world.main and (freed := cache.trim()):
                 report.say(f"the cache was larger than {config.cache_limit}: {readable(freed)} of the longest unused were deleted")
             yield run
         finally:
-            apply.eject(components.modules)
+            apply.eject(working.modules)
 
 
 def course(run: Run, place: Layout, report: Silent, draw: Draw | None) -> Course:
@@ -141,12 +147,11 @@ def rescaled(components: Components, config: TrainConfig) -> Components:
 @contextmanager
 def idle_parts(run: Run, gone: bool) -> Iterator[None]:
     """Inside, what the steps do without waits in the CPU's memory, or nowhere at all if they are not needed again."""
-    idle = placement.unused(run.components, run.config)
     if gone:
-        hardware.release(idle)
+        hardware.release(run.idle)
         yield
         return
-    with hardware.resident(idle, torch.device("cpu")):
+    with hardware.resident(run.idle, torch.device("cpu")):
         yield
 
 
@@ -173,12 +178,16 @@ def _run(
     identity: dict[str, str],
     world: World = ALONE,
     held: Held | None = None,
+    originals: Components | None = None,
 ) -> Run:
-    prompts = sources.prompts([*encoded, *([held.source] if held else [])], components, config, cache, config.trains_text)
+    """`components` are those that the steps go through, `originals` the same unsplit, where they are others."""
+    texts = components if config.trains_text else originals or components
+    prompts = sources.prompts([*encoded, *([held.source] if held else [])], texts, config, cache, config.trains_text)
     parameters, groups = trainable(components, config)
     if config.init is not None:
         initial.start(components.modules, config.init)
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
     optimizer = optimizers.build(groups, config.optimizer.name, config.weight_decay, config.optimizer.arguments)
-    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held)
+    idle = placement.unused(components, config)
+    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held, idle)

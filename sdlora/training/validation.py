@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sdlora import atomic, hardware
+from sdlora import hardware, texts
 from sdlora.conditioning import predict, time_ids
 from sdlora.data.encode import Row
 from sdlora.loss import noised, squared_error, target
@@ -85,8 +85,7 @@ def rewind(path: Path, step: int, held: Held) -> tuple[list[Score], int]:
     """Forget what comes after `step`: what is left, and how many were left out because they are of other pictures or timesteps."""
     before = [found for found in read(path) if found.step <= step]
     kept = [found for found in before if found.like(held)]
-    with atomic.replacing(path) as temporary:
-        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+    texts.write(path, "".join(map(_line, kept)))
     return kept, len(before) - len(kept)
 
 
