@@ -8,6 +8,7 @@ from typing import Any
 
 from sdlora import files, models
 from sdlora.errors import SdloraError
+from sdlora.files.parts import PART
 from sdlora.training import foreign
 from sdlora.training.config import TrainConfig
 
@@ -55,6 +56,8 @@ def _own(path: Path, metadata: Mapping[str, str]) -> Again:
     settings = _without_none(data)
     unknown = [name for name in settings if name not in TrainConfig.model_fields]
     notes = tuple(f"{name} = {settings.pop(name)!r} is left out: this version does not have it" for name in unknown)
+    if PART in metadata:
+        notes += (f"{path.name} is a part of an adapter, and these are the settings of the whole; include chooses its layers",)
     base = metadata.get("sdlora.base", "")
     if base in models.BUILT_IN:
         settings["base"] = base
