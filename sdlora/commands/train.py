@@ -68,8 +68,10 @@ def chosen_settings(words: Sequence[str], origin: Path | None) -> "tuple[TrainCo
     folder = Path(first) if first and Path(first).is_dir() else None
     if not words and origin is None:
         raise SdloraError("nothing to train on; give a folder of pictures or a settings file, as sdlora train --help shows")
-    if first and folder is None and not first.endswith(".toml") and not Path(first).exists():
-        raise SdloraError(f"{first} does not exist; give a folder of pictures, a settings file (.toml), or settings as key=value")
+    if first and folder is None and not first.endswith(".toml"):
+        what = "is no folder and no settings file" if Path(first).exists() else "does not exist"
+        more = "; for an adapter write --from" if first.endswith(".safetensors") else ""
+        raise SdloraError(f"{first} {what}; give a folder of pictures, a settings file (.toml), or settings as key=value{more}")
     start: dict[str, Any] = {}
     found = again.read(origin) if origin else None
     if folder:
