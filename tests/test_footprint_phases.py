@@ -115,6 +115,12 @@ def test_a_card_holds_what_a_phase_needs_and_a_cpu_all_that_is_not_let_go_of(con
     assert card.others["drawing samples"] == weights("sdxl", "unet", "vae") + card.adapter + round(1.5 * GIB)
 
 
+def test_where_one_text_encoder_learns_all_are_on_the_card(config, on_a_card):
+    modules = networks("sdxl")
+    found = footprint.estimate(config(targets=("attention", "text_attention"), resolution=1024), modules)
+    assert found.weights == weights("sdxl", "unet", "text_encoder", "text_encoder_2")
+
+
 def test_validation_and_the_bases_own_pictures_have_peaks_of_their_own(config, on_a_card):
     modules = networks("sd1")
     found = footprint.estimate(config(resolution=512, validation={"fraction": 0.1}, prior={"prompts": ("a",)}), modules)

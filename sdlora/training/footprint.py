@@ -23,8 +23,9 @@ from sdlora.training.validation import ROWS
 GIB = 2**30
 VAE = "vae"
 NUMBER = 4  # bytes of what is trained, and of its gradient: both fp32
-SCRATCH, FORWARD, BASIC = 12, 8, 15 * 2**20  # times the widest input, for its 3 × 3 patches, with a gradient and without; bytes. Fitted
-# to a CPU: docs/memory.md
+# What a CPU's convolutions take beside their results, fitted to measurements (docs/memory.md): times the widest input, for its 3 × 3
+# patches, with a gradient and without; and bytes
+SCRATCH, FORWARD, BASIC = 12, 8, 15 * 2**20
 TOGETHER = 1024  # places of latents in a batch of samples, or one picture: what sdlora.generation draws at once
 
 
@@ -111,8 +112,8 @@ class Estimate:
 
     @property
     def busy(self) -> list[str]:
-        """The parts that the steps need."""
-        return [name for name in self.modules if name == UNET or name in self.config.learning]
+        """The parts that the steps need: where one text encoder learns, all are asked."""
+        return list(self.modules) if self.config.trains_text else [UNET]
 
     @property
     def idle(self) -> list[str]:

@@ -128,8 +128,9 @@ def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Com
     dtype = hardware.dtype(placement.precision(config.precision, where))
     said = None if config.base in models.BUILT_IN else say
     found = models.load(config.base, "cpu" if where.type == "cuda" else where, dtype, say=said, **config.reading)
-    for name in {"unet", *config.learning}:
-        found.modules[name].to(where)
+    for name, module in found.modules.items():
+        if name == "unet" or config.trains_text:  # of several text encoders one that learns needs the others beside it
+            module.to(where)
     return rescaled(found, config)
 
 
