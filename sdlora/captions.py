@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from sdlora import texts
 from sdlora.errors import SdloraError
 
 SUFFIXES = (".txt", ".caption")
@@ -44,12 +45,7 @@ def read(image: Path, lines: bool = False) -> tuple[str, ...]:
     if not found:
         return ()
     path = found[0]
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SdloraError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror}") from error
+    text = texts.read(path, f"what {image.name} shows, in words")
     captions = tuple(filter(None, (plain(line) for line in (text.splitlines() if lines else [text]))))
     if not captions:
         raise SdloraError(f"{path} is empty; write what {image.name} shows into it")

@@ -1,8 +1,9 @@
-"""Where a model computes, how precisely, and what makes it fit: devices, attention, tiling, moving parts in and out."""
+"""Where a model computes, how precisely, what makes it fit and what it took: devices, attention, tiling, moving parts, peak memory."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sdlora.errors import SdloraError, nearest
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEVICES = ("auto", "cuda", "mps", "cpu")
 ATTENTION = ("auto", "sdpa", "xformers")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # man 5 proc
 
 
 def device(wanted: str = "auto") -> torch.device:
@@ -85,6 +87,29 @@ def release(modules: Iterable[nn.Module]) -> None:
     """Give the memory of the weights back for good; names and shapes stay (meta device)."""
     for module in modules:
         module.to("meta")
+
+
+def forget_peak(device: torch.device) -> bool:
+    """Peak memory is counted anew from here; False where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        CLEAR.write_text("5")  # resets VmHWM
+    except OSError:
+        return False
+    return True
+
+
+def peak(device: torch.device) -> int | None:
+    """Bytes, the most since `forget_peak`: of the allocator on CUDA, else of the process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def compile_calls(module: nn.Module) -> None:

@@ -19,7 +19,8 @@ KEY = re.compile(r"\s*(\w[\w /-]*?)\s*:\s*")
 END = re.compile(r"\s*(?:,|$)")
 FORBIDDEN = str.maketrans("", "", ":,")  # not in names of models and adapters, where AUTOMATIC1111 takes them out too
 SCHEDULES = {"sgm_uniform": "SGM Uniform", "ddim": "DDIM", "lcm": "LCM", "beta_timesteps": "Beta timesteps"}
-CONTENTS = {"noise": "latent noise", "nothing": "latent nothing"}  # what a masked part starts from; original is not written
+CONTENTS = {"fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}  # what a masked part starts from; original is not written
+RESIZES = {"fit": "Resize and fill", "stretch": "Just resize"}  # A1111's words, which it does not write; nor are crop and the next two its
 SOURCES = {"cpu": "CPU", "cuda": "NV"}  # what its RNG is called; its own default, GPU, is not written
 
 
@@ -138,6 +139,9 @@ def _fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Variation seed": get("variation_seed"),
         "Variation seed strength": get("variation_strength"),
         "Denoising strength": get("denoise", get("hires_denoise")),
+        "Exact steps": get("exact_steps"),
+        "Resize mode": RESIZES.get(get("resize", "")),
+        "Background": get("background"),
         "Clip skip": get("clip_skip"),
         "ENSD": get("ensd"),
         "RNG": SOURCES.get(get("noise", "")),

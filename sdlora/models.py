@@ -144,28 +144,33 @@ def load(
     words = tokenizers(found)
     text_encoders = tuple(found.loaded(component, device, dtype) for component, _ in found.family.text_encoders)
     unet = found.loaded("unet", device, dtype)
-    foretold, why = found.prediction.kind, found.prediction.why
-    if foretold is None:
-        foretold, why = _measured(unet, words[0], text_encoders[0])
-        unet.register_to_config(sample_size=configs.packaged(found.family.name, foretold)["unet"]["sample_size"])
+    foretold, why = _foretold(found, unet, words[0], text_encoders[0])
     upcast = found.family.pooled and found.modules["vae"].config.force_upcast
-    autoencoder = found.loaded("vae", device, vae_dtype(dtype, upcast))
     if say:
         say("; ".join([f"{found.path.name}: {found.family.title}, predicts {foretold} ({why})", *found.notes]))
     return Components(
-        str(base) if str(base) in BUILT_IN else found.name,
-        found.family.name,
-        words,
-        text_encoders,
-        unet,
-        autoencoder,
-        _schedule(found),
-        foretold,
-        _identity(found),
-        found.zeros_for_empty,
-        hashes.sha256(found.files),
-        (Path(vae).expanduser().stem, hashes.sha256(found.vae_files)) if vae is not None and found.vae_files else None,
+        name=str(base) if str(base) in BUILT_IN else found.name,
+        family=found.family.name,
+        tokenizers=words,
+        text_encoders=text_encoders,
+        unet=unet,
+        vae=found.loaded("vae", device, vae_dtype(dtype, upcast)),
+        alphas_bar=_schedule(found),
+        prediction=foretold,
+        hash=_identity(found),
+        zeros_for_empty=found.zeros_for_empty,
+        own_hash=hashes.sha256(found.files),
+        vae_file=(Path(vae).expanduser().stem, hashes.sha256(found.vae_files)) if vae is not None and found.vae_files else None,
     )
+
+
+def _foretold(found: Opened, unet: Any, words: Any, text_encoder: nn.Module) -> tuple[str, str]:
+    """(the prediction type, how it is known); where it had to be measured, the U-Net is told the size that goes with it."""
+    if found.prediction.kind is not None:
+        return found.prediction.kind, found.prediction.why
+    kind, why = _measured(unet, words, text_encoder)
+    unet.register_to_config(sample_size=configs.packaged(found.family.name, kind)["unet"]["sample_size"])
+    return kind, why
 
 
 def _measured(unet: nn.Module, words: Any, text_encoder: nn.Module) -> tuple[str, str]:

@@ -9,20 +9,25 @@ One grammar for Python, the command line, TOML and `<lora:NAME:…>` tags:
     0.8:up.1=0.3:down.2.0=1          up_blocks.1; in down_blocks.2, the first resnet and the attention behind it
     0.8@0-0.4,0.2@0.4-1              by the step, as fractions of the run; 0 where nothing is said
     unet=1@0-0.5:te=0.7              all together
+    0.8:lbw=1,0,0,0,1,1,…            times a factor for each block, as the LoRA block weight extension has it: sdlora/blocks.py
 
-The most exact word wins: block over component over everywhere; what is not mentioned has 1. A number replaces, it does not multiply.
+The most exact word wins: block over component over everywhere; what is not mentioned has 1. A number replaces, it does not multiply,
+but for those of lbw.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sdlora import blocks
 from sdlora.errors import SdloraError, nearest
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 BLOCKS = ("down", "mid", "up")
 TEXT = "te"  # all text encoders
+VECTOR = "lbw"
+TIMES = ("start", "stop", "step")  # of that extension's: numbers of steps
 EVERYWHERE = ""
 OTHER_NAMES = {"in": "down", "middle": "mid", "out": "up", "te1": "text_encoder", "te2": "text_encoder_2"}
 BLOCK = re.compile(r"(down|up)\.(\d{1,2})(?:\.(\d{1,2}))?")
@@ -60,8 +65,11 @@ class Strength:
     """η for every layer and step; parse(str(x)) == x."""
 
     curves: tuple[tuple[str, Curve], ...] = ()  # by key, sorted; nothing said is 1 everywhere
+    vector: tuple[float, ...] = ()  # factors of the blocks, as sdlora/blocks.py counts them; none is 1 for all
 
     def __post_init__(self) -> None:
+        if self.vector:
+            blocks.check(self.vector)
         curves = {key: tuple(sorted(curve, key=lambda piece: piece.start)) for key, curve in self.curves}
         if len(curves) < len(self.curves):
             raise SdloraError("a strength names the same part twice; keep one of them")
@@ -80,7 +88,9 @@ class Strength:
         """What governs the layer with this canonical name ("unet.….to_q")."""
         curves = dict(self.curves)
         fitting = [key for key in curves if governs(key, layer)]
-        return curves[max(fitting, key=_exactness)] if fitting else constant(1.0)
+        curve = curves[max(fitting, key=_exactness)] if fitting else constant(1.0)
+        factor = blocks.factor(self.vector, layer) if self.vector else 1.0
+        return curve if factor == 1 else tuple(replace(piece, value=piece.value * factor) for piece in curve)
 
     def at(self, fraction: float, layer: str) -> float:
         """η of `layer` at step i of n, where `fraction` is i / n with i from 0."""
@@ -89,6 +99,8 @@ class Strength:
     @property
     def number(self) -> float | None:
         """The one number that this strength is, if it is one."""
+        if self.vector:
+            return None
         if not self.curves:
             return 1.0
         same = len(self.curves) == 1 and self.curves[0][0] == EVERYWHERE and is_constant(self.curves[0][1])
@@ -102,12 +114,13 @@ class Strength:
     def __str__(self) -> str:
         """In the grammar, as short as it goes: Strength(…) -> "0.5:mid=0"."""
         curves = dict(self.curves)
+        vector = f":{VECTOR}={','.join(map(_plain, self.vector))}" if self.vector else ""
         if not curves:
-            return "1"
+            return f"1{vector}"
         both = {key: curves[key] for key in COMPONENTS[1:] if key in curves}
         if len(both) == 2 and len(set(both.values())) == 1 and "unet" in curves:
             curves = {TEXT if key == "text_encoder" else key: curve for key, curve in curves.items() if key != "text_encoder_2"}
-        return ":".join(f"{key}={_printed(curve)}" if key else _printed(curve) for key, curve in curves.items())
+        return ":".join(f"{key}={_printed(curve)}" if key else _printed(curve) for key, curve in curves.items()) + vector
 
 
 def strength(value: "float | str | Mapping[str, float | str] | Strength") -> Strength:
@@ -125,7 +138,8 @@ def strength(value: "float | str | Mapping[str, float | str] | Strength") -> Str
         case int() | float():
             return Strength(((EVERYWHERE, constant(float(value))),))
         case Mapping():
-            return _keyed({str(key): _curve(str(number), f"{key}={number}") for key, number in value.items()})
+            named = {str(key): _curve(str(number), f"{key}={number}") for key, number in value.items() if key != VECTOR}
+            return _keyed(named, _vector(value[VECTOR]) if VECTOR in value else ())
     raise SdloraError(f"a strength is {value!r}; it is a number such as 0.8, a text such as 'unet=0.8:te=0.5' or a table of these")
 
 
@@ -133,11 +147,15 @@ def parse(text: str) -> Strength:
     """The grammar of this file's head. SdloraError says what is wrong with which part."""
     positional: list[Curve] = []
     named: dict[str, Curve] = {}
+    vector: tuple[float, ...] = ()
     for part in text.split(":"):
         key, equals, numbers = (word.strip() for word in part.rpartition("="))
         if equals:
-            if key in named:
+            if key in named or (key == VECTOR and vector):
                 raise SdloraError(f"the strength {text!r} names {key} twice; keep one of them")
+            if key == VECTOR:
+                vector = blocks.read(numbers, text)
+                continue
             named[key] = _curve(numbers, text)
         else:
             positional.append(_curve(numbers, text))
@@ -147,7 +165,7 @@ def parse(text: str) -> Strength:
         named = {TEXT: positional[0], "unet": positional[1], **named}
     elif positional:
         named = {EVERYWHERE: positional[0], **named}
-    return _keyed(named)
+    return _keyed(named, vector)
 
 
 def constant(value: float) -> Curve:
@@ -179,11 +197,13 @@ def check_key(key: str) -> None:
     if key in (EVERYWHERE, *COMPONENTS, *BLOCKS):
         return
     if not (match := BLOCK.fullmatch(key)) or any(number and str(int(number)) != number for number in match.groups()[1:]):
-        valid = (*COMPONENTS, TEXT, *BLOCKS, "down.0", "up.1.0")
+        if key in TIMES:
+            raise SdloraError(f"a strength with {key}=; steps are fractions of the run here: 0.8@0.25-1 begins with the second quarter")
+        valid = (*COMPONENTS, TEXT, *BLOCKS, "down.0", "up.1.0", VECTOR)
         raise SdloraError(f"a strength for {key!r}, which is no part of the model{nearest(key, valid)}")
 
 
-def _keyed(curves: Mapping[str, Curve]) -> Strength:
+def _keyed(curves: Mapping[str, Curve], vector: tuple[float, ...] = ()) -> Strength:
     """Other names made ours. `te` without `unet` is said of the U-Net too: AUTOMATIC1111 reads <lora:NAME:te=0.5> so."""
     result: dict[str, Curve] = {}
     for key, curve in curves.items():
@@ -199,7 +219,13 @@ def _keyed(curves: Mapping[str, Curve]) -> Strength:
                 f"the strength {one} beside te={two} has no effect, since te alone is the U-Net's too; write te={two}:unet={one}"
             )
         result = {"unet": text, "text_encoder": text, "text_encoder_2": text, **result}
-    return Strength(tuple(result.items()))
+    return Strength(tuple(result.items()), vector)
+
+
+def _vector(said: object) -> tuple[float, ...]:
+    """Of a text or a list."""
+    text = said if isinstance(said, str) else ",".join(map(str, said)) if isinstance(said, list | tuple) else str(said)
+    return blocks.read(text, f"{VECTOR}={text}")
 
 
 def _curve(text: str, whole: str) -> Curve:

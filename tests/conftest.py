@@ -1,11 +1,16 @@
 """A tiny random base model in diffusers' layout, made with the networks and the tokenizer of the embedded base's recipe."""
 
 import os
+import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import folders
+import numpy as np
 import pytest
 import torch
+from untouched import Watch, changed_settings, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach for a network
 ROOT = Path(__file__).parent.parent
@@ -16,6 +21,36 @@ sys.path.append(str(ROOT / "train"))  # the recipe's modules, as `python train/b
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is written into the user's cache folder."""
     os.environ["SDLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def untouched(request: pytest.FixtureRequest, watched: dict[str, Watch]) -> Iterator[None]:
+    """Every test begins at the same global random numbers, and leaves the process and the shared bases as it found them."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    before = settings()
+    yield
+    found = changed_settings(before)
+    if not {"components", "loaded"}.isdisjoint(request.fixturenames):
+        found += [f"base {name}, {trace}" for name, watch in watched.items() for trace in watch.traces()]
+    if found:
+        pytest.fail(f"{request.node.name} leaves behind: " + "; ".join(found[:9]), pytrace=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untouched_numbers(request: pytest.FixtureRequest, watched: dict[str, Watch]) -> Iterator[None]:
+    """No file of tests leaves other numbers in a shared base, not even by ways that PyTorch does not count."""
+    yield
+    found = [f"base {name}, {trace}" for name, watch in watched.items() for trace in watch.traces(every_number=True)]
+    if found:
+        pytest.fail(f"{request.node.name} leaves behind: " + "; ".join(found[:9]), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def watched() -> dict[str, Watch]:
+    """The shared bases that are loaded so far, by name."""
+    return {}
 
 
 @pytest.fixture
@@ -55,11 +90,13 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def components(tiny_base: Path):
+def components(tiny_base: Path, watched: dict[str, Watch]):
     """`tiny_base`, loaded. Shared: a test that puts something on it takes it off again."""
     from sdlora import models
 
-    return models.load(tiny_base)
+    loaded = models.load(tiny_base)
+    watched["tiny"] = Watch(loaded)
+    return loaded
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +110,19 @@ def bases(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def loaded(bases):
+def loaded(bases, watched: dict[str, Watch]):
     """A function kind -> the Components of bases(kind). Shared: a test that puts something on it takes it off again."""
     from functools import cache
 
     from sdlora import models
 
-    return cache(lambda kind: models.load(bases(kind)))
+    @cache
+    def load(kind: str):
+        components = models.load(bases(kind))
+        watched[kind] = Watch(components)
+        return components
+
+    return load
 
 
 def write_base(folder: Path, seed: int = 0) -> Path:
@@ -122,6 +165,62 @@ def random_adapter():
         return Adapter({name: update(i, name) for i, name in enumerate(select(modules, targets))}, metadata or {})
 
     return make
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three small pictures with captions."""
+    return folders.pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def in_memory():
+    """A function (settings of a training, its base, a folder) -> a Run that writes nothing; the updates come off afterwards."""
+    from sdlora import apply
+    from sdlora.data import Cache, encode, scan
+    from sdlora.training import session
+    from sdlora.training.batches import Source
+
+    used = []
+
+    def make(wanted, base, folder: Path):
+        apply.eject(base.modules)
+        used.append(base)
+        base = session.rescaled(base, wanted)
+        settled = session.fitted(wanted.settled(), base)
+        source = Source("images", encode(scan(folder), base, settled.resolution, Cache()), settled.batch_size, 1.0)
+        return session._run(settled, base, [source], Cache(), {"base model": "b", "images": "i"})
+
+    yield make
+    for base in used:
+        apply.eject(base.modules)
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is known of files that earlier tests used."""
+    monkeypatch.setenv("SDLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def adapter_files(components, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with style.safetensors and text.safetensors, for the tiny base."""
+    from sdlora import files
+    from sdlora.adapter import Adapter
+    from sdlora.apply import select
+    from sdlora.kinds.lora import Lora
+    from sdlora.layers import named_layers
+
+    folder, layers = tmp_path_factory.mktemp("adapters"), named_layers(components.modules)
+    for seed, (name, targets) in enumerate({"style": ("attention",), "text": ("text_attention",)}.items()):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {layer: layers[layer].weight.shape for layer in select(components.modules, targets)}
+        made = {
+            layer: Lora(torch.randn(2, inside, generator=generator) / 4, torch.randn(out, 2, generator=generator) / 4, 2.0)
+            for layer, (out, inside) in shapes.items()
+        }
+        files.save(Adapter(made, {}), folder / f"{name}.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

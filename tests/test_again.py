@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
+import folders
 import pytest
 import torch
 from PIL import Image
@@ -17,13 +17,8 @@ from sdlora.training import TrainConfig, again, foreign, initial, planning, simp
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "ink drawings"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(("a fox", "the moon", "two thing")[i] + ", sks style")
-    return folder
+    captions = [f"{words}, sks style" for words in ("a fox", "the moon", "two thing")]
+    return folders.pictures(tmp_path / "ink drawings", captions=captions)
 
 
 @pytest.fixture

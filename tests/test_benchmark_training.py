@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from folders import pictures
 
 from sdlora import cli, config
 from sdlora.benchmark import compared, training
@@ -24,12 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def settings(tiny_base, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 255, (70, 64, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text("a cat face, flat emoji" if i % 2 else "a dog, 3d emoji")
+    captions = ["a cat face, flat emoji" if i % 2 else "a dog, 3d emoji" for i in range(5)]
+    folder = pictures(tmp_path / "pictures", ((64, 70),) * 5, captions)
     own = {"base": str(tiny_base), "images": folder, "plain": ROOT / "train" / "plain_loop.py", "output": tmp_path / "out"}
     return TrainingBenchmarkConfig(**own, batch_size=2, rank=2, resolution=64, learning_rate=1e-2, blocks=2, steps=1, resamples=200)
 

@@ -160,3 +160,23 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path, call, message: str):
     with pytest.raises(SdloraError, match=message) as error:
         call(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_filled_part_has_the_colours_around_it_and_nothing_of_its_own():
+    """The rest stays bit for bit; left and right of the hole it is red and blue; and what was in it does not matter."""
+    image = Image.new("RGB", (96, 64), "red")
+    image.paste("blue", (48, 0, 96, 64))
+    hole = rectangle((96, 64), (28, 16, 68, 48))
+    other = Image.composite(noise(96, 64), image, hole)
+    found = np.asarray(canvas.filled(image, hole)).astype(int)
+    assert (found == np.asarray(canvas.filled(other, hole))).all()
+    outside = np.asarray(hole) == 0
+    assert (found[outside] == np.asarray(image)[outside]).all()
+    left, right = found[32, 30], found[32, 65]
+    assert left[0] > left[2] + 100 and right[2] > right[0] + 100 and found[..., 1].max() <= 2
+
+
+@pytest.mark.parametrize("blur", [0.0, 4.0])
+def test_a_part_of_an_even_picture_is_filled_with_its_colour(blur: float):
+    image, mask = Image.new("RGB", (64, 64), (40, 120, 200)), canvas.blurred(rectangle((64, 64), (10, 20, 40, 50)), blur)
+    assert abs(np.asarray(canvas.filled(image, mask)).astype(int) - (40, 120, 200)).max() <= 8  # eight bits, weighted

@@ -7,19 +7,21 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdlora import infotext
 from sdlora.commands import generate as command
-from sdlora.drawing import reading, recall, requests
+from sdlora.drawing import Drawing, Grid, prompt_files, reading, recall, requests, work
+from sdlora.drawing.axes import Axis
+from sdlora.drawing.settings import NONE
 from sdlora.errors import SdloraError
+from sdlora.generation import Request
+from sdlora.generation.sources import described
+from sdlora.images import read_settings, save_png
+
+pytestmark = pytest.mark.usefixtures("forgetful")
 
 A1111 = (
     "a cat\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x516, Variation seed: 8, Variation seed strength: 0.2, ENSD: 31337"
 )
-
-
-@pytest.fixture(autouse=True)
-def forgetful(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Nothing is known of files that earlier tests used."""
-    monkeypatch.setenv("SDLORA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -99,3 +101,58 @@ def test_relative_init_pictures_of_a_settings_file_start_at_its_folder(tmp_path:
     (tmp_path / "drawing.toml").write_text('init = "photo.png"\nmask = "alpha"\n')
     found = reading.from_toml(tmp_path / "drawing.toml")
     assert found == {"init": tmp_path / "photo.png", "mask": "alpha"}
+
+
+def recording(path: Path, **settings) -> Path:
+    """A picture of sdlora's that says so of itself."""
+    base = {"prompt": "a cat", "seed": 4, "steps": 2, "base": {"name": "emoji"}, "adapters": []}
+    save_png(Image.new("RGB", (8, 8)), path, base | settings)
+    return path
+
+
+def test_none_takes_back_what_a_picture_says_and_all_that_has_no_effect_without(photo: Path, tmp_path: Path):
+    hires = recording(
+        tmp_path / "hires.png", hires=2.0, hires_denoise=0.4, hires_steps=5, hires_upscaler="Lanczos", eta=0.5, sampler="Euler a"
+    )
+    (one,) = requests(work.gathered({"hires": NONE, "eta": NONE}, source=hires)[0])
+    assert one == Request("a cat", seed=4, steps=2, sampler="Euler a")
+    said = {"init": described(photo), "mask": described(photo.with_name("mask.png")), "mask_blur": 2.0, "masked_content": "fill"}
+    inpainted = recording(tmp_path / "inpainted.png", **said, denoise=0.6, resize="fit", background="red", exact_steps=True)
+    (one,) = requests(work.gathered({"mask": NONE}, source=inpainted)[0])
+    assert (one.init, one.mask, one.mask_blur, one.masked_content, one.denoise, one.resize) == (photo, None, None, "original", 0.6, "fit")
+    for gone in (photo, photo.with_name("mask.png")):  # what is taken back is not looked for
+        gone.unlink()
+    assert requests(work.gathered({"init": NONE}, source=inpainted)[0]) == [Request("a cat", seed=4, steps=2)]
+
+
+def test_none_is_said_in_every_place_that_has_settings(tmp_path: Path):
+    (tmp_path / "a.toml").write_text('prompt = "a dog"\nhires = 2.0\nhires_steps = 3\nmask = "none"\nwidth = "none"\n')
+    assert work.gathered({"hires": NONE}, tmp_path / "a.toml")[0] == Drawing(prompt=("a dog",))
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a dog", "hires": "none"}\n{"prompt": "a dog"}\n')
+    drawing = Drawing(prompts=tmp_path / "a.jsonl", hires=1.5, hires_steps=3)
+    assert [(r.hires, r.hires_steps) for r in prompt_files.requests(drawing)] == [(None, None), (1.5, 3)]
+    cells = Grid(Drawing(prompt=("a dog",), hires_steps=3, hires=2.0), Axis("hires", ("none", 2.0))).cells()
+    assert [request.hires for _, request in cells] == [None, 2.0]
+    with pytest.raises(SdloraError, match="steps is 'none'"):  # it always has a number
+        reading.checked({"steps": "none"}, "here", tmp_path)
+    with pytest.raises(SdloraError, match="hires_steps has no effect without hires"):  # said in one breath, it is a mistake
+        requests(reading.merged({"prompt": ("a dog",), "hires": NONE, "hires_steps": 3}))
+
+
+def test_on_the_command_line_none_is_as_good_as_a_number_or_a_path(run, tmp_path: Path):
+    hires = recording(tmp_path / "hires.png", hires=2.0, hires_steps=5, variation_seed=3, variation_strength=0.5)
+    run("--from", hires, "--hires", "none", "--variation-seed", "none", "--init", "none", "--steps", 1, "--output", tmp_path / "out")
+    found = read_settings(tmp_path / "out" / "0001-seed4.png")
+    assert found["width"] == 64 and not {"hires", "hires_steps", "variation_seed", "variation_strength", "init"} & found.keys()
+
+
+def test_how_an_init_picture_was_fitted_stands_in_the_text_and_is_read_there(tmp_path: Path):
+    said = {"denoise": 0.5, "resize": "fit", "background": "#ff0000", "exact_steps": True, "masked_content": "fill"}
+    settings = {"prompt": "a cat", "seed": 1, "steps": 4, "width": 8, "height": 8, "base": {"name": "emoji"}, "version": "sdlora 1", **said}
+    text = infotext.written(settings)
+    assert "Exact steps: True, Resize mode: Resize and fill, Background: #ff0000" in text and "Masked content: fill" in text
+    given = {"init": tmp_path / "a.png", "mask": tmp_path / "b.png"}
+    found = recall.recalled(carrying(tmp_path / "bare.png", text), given=given)
+    assert {name: found.settings[name] for name in said} == said and not found.warnings
+    plain = infotext.written(settings | {"resize": "crop", "exact_steps": None, "background": None})
+    assert not any(word in plain for word in ("Exact", "Resize", "Background"))

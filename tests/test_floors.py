@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sdlora"
 FLOORS = (  # by the first name below sdlora; a new module has to be given its place here
-    {"errors", "atomic", "config", "families", "imports"},
-    {"layers", "schedule", "captions", "images", "infotext", "sheet", "origin", "strength", "prompts", "recognise", "stored"},
+    {"errors", "atomic", "texts", "config", "families", "imports", "together"},
+    {"layers", "schedule", "captions", "images", "infotext", "sheet", "origin", "strength", "blocks", "prompts", "recognise", "stored"},
     {"adapter", "loss"},
     {"kinds", "matching"},
     {"formats", "checkpoints"},

@@ -2,10 +2,8 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from skeletons import true_size
 
 from sdlora import apply
@@ -97,14 +95,9 @@ def test_what_no_choice_makes_fit_is_said(config):
             fitting.parse(text)
 
 
-def test_three_measured_steps_leave_nothing_behind(tiny_base, components, tmp_path, predict):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(3):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text("a thing")
+def test_three_measured_steps_leave_nothing_behind(tiny_base, components, pictures, tmp_path, predict):
     settings = TrainConfig(
-        images=folder, output=tmp_path / "run", base=str(tiny_base), resolution=32, batch_size=1, precision="fp32", rank=2
+        images=pictures, output=tmp_path / "run", base=str(tiny_base), resolution=32, batch_size=1, precision="fp32", rank=2
     )
     before, there = predict(components), sorted(tmp_path.rglob("*"))
     found = measuring.measure(settings, components)

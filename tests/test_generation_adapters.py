@@ -11,7 +11,7 @@ from PIL import Image
 from sdlora import Library, files, generation
 from sdlora.commands import generate as command
 from sdlora.errors import SdloraError
-from sdlora.generation import Request, draw, generate, load_named
+from sdlora.generation import Request, adapters, draw, generate, load_named
 from sdlora.strength import parse
 
 STEPS = 3
@@ -211,3 +211,38 @@ def test_an_infinite_adapter_of_one_picture_does_not_reach_its_neighbours_text(c
         next(pictures)
     (alone,) = generate(components, requests[:1], named=named, apply="stacked")
     assert np.abs(np.asarray(beside, int) - np.asarray(alone.image, int)).max() <= 1
+
+
+CURVE = "1@0-0.5,0.1@0.5-1"
+
+
+def test_in_the_second_pass_of_a_hires_picture_strengths_by_the_step_begin_anew(components, named):
+    """With a pixel upscaler that pass is img2img of the enlarged first picture under the same strengths, bit for bit."""
+    prompt = f"a cat face <lora:a:te=0.3:unet={CURVE}>"
+    wanted = request(prompt, 3, steps=4, hires=1.5, hires_denoise=0.5, hires_steps=2, hires_upscaler="lanczos")
+    first = next(generate(components, [request(prompt, 3, steps=4)], named=named)).image.resize((96, 96), Image.Resampling.LANCZOS)
+    second = request(prompt, 3, steps=2, init=first, denoise=0.5, exact_steps=True)
+    hires, again = (pixels(components, [one], named=named)[0] for one in (wanted, second))
+    assert difference(hires, again) == 0
+    late = request(prompt.replace(CURVE, "0.1"), 3, steps=2, init=first, denoise=0.5, exact_steps=True)
+    assert difference(hires, pixels(components, [late], named=named)[0]) > 2, "it does not stay at its last value"
+
+
+def test_in_img2img_strengths_by_the_step_run_over_the_steps_that_are_drawn(components, named):
+    """Five steps from the fourth of eight levels, asked for as a share of eight and as five: the same picture, bit for bit."""
+    photo = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 40).convert("RGB")
+    ways = ({"steps": 8, "denoise": 0.5}, {"steps": 5, "denoise": 0.6, "exact_steps": True})
+    one, two = (pixels(components, [request(f"a dog <lora:a:{CURVE}>", 1, init=photo, **way)], named=named)[0] for way in ways)
+    assert difference(one, two) == 0
+
+
+def test_auto_counts_the_steps_that_are_drawn(components, named):
+    """Eight pay for fusing; of twenty with little denoise seven are drawn, of four with a second pass eight."""
+    photo = Image.new("RGB", (64, 64), "red")
+    ways = (
+        {"steps": 20, "init": photo, "denoise": 0.3},
+        {"steps": 20, "init": photo, "denoise": 0.4},
+        {"steps": 4, "hires": 1.0, "hires_steps": 4},
+    )
+    chosen = [adapters.ways(components, [(request("", 1, **way), [("a", parse("1"))])], "auto", lambda r: 4) for way in ways]
+    assert chosen == [["stacked"], ["fused"], ["fused"]]

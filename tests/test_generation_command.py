@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from sdlora import apply, files
 from sdlora.adapter import Adapter
 from sdlora.commands import generate
+from sdlora.commands.drawing_options import check_prompts
 from sdlora.errors import SdloraError
 from sdlora.generation import parse_adapter, parse_seeds
 from sdlora.images import read_settings
@@ -228,3 +230,20 @@ def test_the_short_program_draws_the_same(run, tiny_base: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     name = "0001-seed1.png"
     assert (tmp_path / "program" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps=6", "'steps=6' stands among the prompts; .* write --steps 6"),
+        ("hires-upscaler=Latent (nearest)", "write --hires-upscaler Latent"),
+        ("from=a.png", "write --from a.png"),
+        ("step=6", "write --steps 6"),
+        ("a=b, a formula", ""),
+        ("a cat, steps=6", ""),
+        ("E=mc²", ""),
+    ],
+)
+def test_a_setting_among_the_prompts_is_not_drawn_as_one(text: str, message: str):
+    with pytest.raises(SdloraError, match=message) if message else nullcontext():
+        check_prompts(["a cat", text])

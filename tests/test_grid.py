@@ -100,6 +100,7 @@ def test_a_strength_belongs_to_the_checkpoint_of_its_cell(components, random_ada
     [
         ({"prompt": ("a", "b")}, [Axis("steps", (1, 2))], 'a cell of the grid is 2 pictures; put the several on an axis = "prompt"'),
         ({"seed": "1-3"}, [Axis("steps", (1, 2))], 'axis = "seed"'),
+        ({"prompts": Path("many.txt")}, [Axis("steps", (1, 2))], "a grid with prompts = 'many.txt'.*put its lines on an axis"),
         ({}, [Axis("steps", (1,)), Axis("steps", (2,))], "two axes steps"),
         ({}, [Axis("replace", ("dog", "cat"))], "looks for 'dog', which is in no prompt"),
         ({}, [Axis("strength", (0, 1))], "the axis strength and no adapter; give one"),
@@ -241,6 +242,23 @@ def test_previews_in_a_file_are_whole_and_a_full_disk_does_not_stop_the_picture(
     monkeypatch.setattr(Image.Image, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full")))
     write(state)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_batch_has_a_fit_of_its_own_and_one_to_nan_stops_nothing(components, monkeypatch):
+    """A batch of few steps, then one of many, whose first preview comes later in it than the other's did."""
+    fits: list[float] = []
+    fitted = preview.Preview.fitted.__func__
+    monkeypatch.setattr(
+        preview.Preview, "fitted", classmethod(lambda cls, c, codes: fits.append(codes.mean().item()) or fitted(cls, c, codes))
+    )
+    images: list[np.ndarray] = []
+    after = preview.each(components, 4, lambda pictures, state: images.append(np.asarray(pictures[0])))
+    for steps, value in ((2, 0.5), (4, float("nan")), (8, 0.25)):
+        for step in range(1, steps + 1):
+            x = torch.full((1, 4, 16, 16), value)
+            after(State(step, steps, x, x))
+    assert fits == pytest.approx([0.5, float("nan"), 0.25], nan_ok=True) and len(images) == 4
+    assert not images[1].any() and images[3].shape == (16, 16, 3)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sdlora import generation, hardware, latents, models
+from sdlora.benchmark import memory
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, generate
 
@@ -150,3 +151,17 @@ def test_offloading_on_a_gpu_draws_the_picture_and_leaves_the_gpu_empty(bases, r
     before = torch.cuda.memory_allocated()
     assert abs(pixels(moved, [(adapter, 1.0)], offload=torch.device("cuda")) - plain).max() <= 2
     assert torch.cuda.memory_allocated() <= before and moved.device.type == "cpu"
+
+
+def test_a_peak_of_memory_is_seen_and_forgotten():
+    device = torch.device("cpu")
+    memory.release()
+    if not hardware.forget_peak(device):
+        pytest.skip("this system keeps no peak that can be reset")
+    start = hardware.peak(device)
+    big = torch.ones(16 * 2**20)  # 64 MiB
+    high = hardware.peak(device)
+    del big
+    memory.release()
+    hardware.forget_peak(device)
+    assert high - start > 60 * 2**20 > hardware.peak(device) - start

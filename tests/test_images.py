@@ -10,6 +10,7 @@ import piexif
 import piexif.helper
 import pytest
 from PIL import Image
+from said import SETTINGS
 
 from sdlora import images
 from sdlora.errors import SdloraError
@@ -17,21 +18,6 @@ from sdlora.images import carried, read_settings, save, save_png
 from sdlora.infotext import parsed
 from sdlora.infotext import written as infotext
 from sdlora.sheet import SIZES, contact_sheet, draw_sheet, enlarged, fitted, font
-
-SETTINGS = {
-    "prompt": "a cat face, flat emoji",
-    "negative": "blue: very",
-    "seed": 2**40 + 1,
-    "steps": 20,
-    "sampler": "Euler",
-    "schedule": "uniform",
-    "guidance": 5.0,
-    "width": 64,
-    "height": 96,
-    "base": {"name": "emoji", "hash": "0123456789abcdef"},
-    "adapters": [{"file": "style one.safetensors", "strength": 0.8, "sha256": "ff" * 32, "hash": "cafe00cafe00"}],
-    "version": "sdlora 0.1.0",
-}
 
 
 def picture(width: int = 64, height: int = 64, colour: str = "red") -> Image.Image:

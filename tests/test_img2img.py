@@ -7,7 +7,7 @@ from PIL import Image
 
 from sdlora.data.pictures import to_tensor
 from sdlora.errors import SdloraError
-from sdlora.generation import Request, generate, starts
+from sdlora.generation import Request, canvas, generate, starts
 from sdlora.generation.passes import img2img, size
 from sdlora.generation.schedules import schedule
 from sdlora.latents import decode, encode_image
@@ -106,7 +106,7 @@ def test_an_all_black_mask_returns_the_picture_bit_for_bit(components):
     assert (drawn(components, request(mask=BLACK))[0] == np.asarray(PHOTO)).all()
 
 
-@pytest.mark.parametrize("content", ["original", "noise", "nothing"])
+@pytest.mark.parametrize("content", ["original", "fill", "noise", "nothing"])
 @pytest.mark.parametrize("blur", [0.0, 2.0])
 def test_outside_of_the_mask_not_a_bit_changes_and_inside_it_does(components, content: str, blur: float):
     found = drawn(components, request(mask=HALF, mask_blur=blur, masked_content=content))[0]
@@ -130,12 +130,15 @@ def test_latents_outside_of_the_mask_are_the_noised_original_at_every_step(compo
         torch.testing.assert_close(x, original + sigma * noise, rtol=1e-5, atol=2e-5)
 
 
-def test_the_masked_content_is_the_picture_or_the_seeds_noise_or_nothing(components):
-    ways = [request(mask=HALF, mask_blur=0.0, masked_content=content, seed=8) for content in ("original", "noise", "nothing")]
+def test_the_masked_content_is_the_picture_or_its_surroundings_or_the_seeds_noise_or_nothing(components):
+    """As in AUTOMATIC1111 the kept latents beside noise and nothing are those of the filled picture."""
+    contents = ("original", "fill", "noise", "nothing")
+    ways = [request(mask=HALF, mask_blur=0.0, masked_content=content, seed=8) for content in contents]
     begun = [starts.start(components, starts.origin(components, way)) for way in ways]
-    original, noise, nothing = starts.originals(ways, begun)
-    latents = encode_image(components, to_tensor(PHOTO)[None])[0]
-    assert torch.equal(original, latents) and all(torch.equal(x[..., :8], latents[..., :8]) for x in (noise, nothing))
+    original, fill, noise, nothing = starts.originals(ways, begun)
+    assert torch.equal(original, encode_image(components, to_tensor(PHOTO)[None])[0])
+    assert torch.equal(fill, encode_image(components, to_tensor(canvas.filled(PHOTO, HALF))[None])[0])
+    assert all(torch.equal(x[..., :8], fill[..., :8]) for x in (noise, nothing))
     assert torch.equal(noise[..., 8:], torch.randn((4, 16, 16), generator=torch.Generator().manual_seed(8))[..., 8:])
     assert not nothing[..., 8:].any()
 

@@ -5,23 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from said import SETTINGS
 
 from sdlora.infotext import Infotext, fields, parsed, quoted, written
 
-SETTINGS = {
-    "prompt": "a cat face, flat emoji",
-    "negative": "blue: very",
-    "seed": 2**40 + 1,
-    "steps": 20,
-    "sampler": "Euler",
-    "schedule": "uniform",
-    "guidance": 5.0,
-    "width": 64,
-    "height": 96,
-    "base": {"name": "emoji", "hash": "0123456789abcdef"},
-    "adapters": [{"file": "style one.safetensors", "strength": 0.8, "sha256": "ff" * 32, "hash": "cafe00cafe00"}],
-    "version": "sdlora 0.1.0",
-}
 EXAMPLE = """girl with an artist's beret, determined, blue eyes, by Alphonse Mucha, ((eyeshadow)), (coquettish), detailed
 Negative prompt: ugly, fat, (((deformed))), [blurry], (poorly drawn hands), messy drawing
 Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b"""

@@ -58,16 +58,6 @@ def test_alpha_over_rank_scales_delta():
     torch.testing.assert_close(two.delta(layer.weight), 0.25 * one.delta(layer.weight))
 
 
-@pytest.mark.parametrize("name", ["linear", "convolution"])
-def test_concat_is_the_weighted_sum(name: str):
-    layer = LAYERS[name][0].float()
-    one, two = random_lora(layer, 4, 3.0, 1), random_lora(layer, 7, 1.5, 2)
-    w = layer.weight
-    joined = lora.concat([(one, 0.5), (two, -1.25)])
-    assert joined.rank == 11
-    torch.testing.assert_close(joined.delta(w), 0.5 * one.delta(w) - 1.25 * two.delta(w))
-
-
 def test_delta_of_half_precision_factors_is_summed_in_single_precision():
     layer = nn.Linear(512, 16)
     full = random_lora(layer, 64, 64.0)

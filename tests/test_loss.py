@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdlora.loss import denoising_loss, min_snr_weight, noised, squared_error, target
+from sdlora.loss import Objective, min_snr_weight, noised, squared_error, target
 from sdlora.schedule import alphas_bar
 
 
@@ -14,7 +14,7 @@ def test_the_loss_is_its_formula():
     b = bar.double()
     snr = b / (1 - b)
     expected = torch.minimum(snr, torch.tensor(5.0)) / snr * ((predicted.double() - noise.double()) ** 2).mean((1, 2, 3))
-    torch.testing.assert_close(denoising_loss(predicted, noise, bar, 5.0).double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(Objective().loss(predicted, noise, bar, torch.zeros(5)).double(), expected, rtol=1e-5, atol=0)
 
 
 def test_noising_keeps_unit_variance_and_starts_at_the_picture():
@@ -63,7 +63,7 @@ def test_min_snr_weighs_an_error_of_the_picture_alike_in_both_forms(gamma):
     said = {"epsilon": (noisy - wide.sqrt() * guess) / (1 - wide).sqrt(), "v_prediction": (wide.sqrt() * noisy - guess) / (1 - wide).sqrt()}
     expected = (bar / (1 - bar)).clamp(max=gamma) * (guess - x).square().flatten(1).mean(1)
     for prediction, output in said.items():
-        loss = denoising_loss(output, target(x, noise, bar, prediction), bar, gamma, prediction)
+        loss = Objective(gamma=gamma).loss(output, target(x, noise, bar, prediction), bar, torch.zeros(6), prediction)
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 

@@ -2,14 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sdlora import apply, files
 from sdlora.conditioning import Sizes
@@ -37,17 +38,6 @@ def test_the_shares_of_a_batch_are_the_batch(tmp_path):
     assert World(0, 1).share(whole) is whole and World(9, 10).share(whole) is None
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
-    return folder
-
-
 def test_the_gradients_of_the_shares_add_up_to_those_of_the_batch(components, pictures, tmp_path):
     settings = {"images": pictures, "output": tmp_path, "batch_size": 4, "accumulate": 2, "rank": 2, "resolution": 32, "precision": "fp32"}
     config = session.fitted(TrainConfig(**settings, caption_dropout=0.3).settled(), components)
@@ -73,28 +63,70 @@ def test_the_gradients_of_the_shares_add_up_to_those_of_the_batch(components, pi
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5 * whole.abs().max().item())
 
 
-def launch(processes: int, base: Path, pictures: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
-    """As `accelerate launch` does it on GPUs, by torchrun; on CPUs `accelerate launch` itself starts several only with MPI."""
-    settings = {"images": pictures, "output": output, "base": base, "steps": 4, "rank": 2, "resolution": 32, "precision": "fp32"}
-    settings |= {"save_every": 2, "samples.steps": 1, "samples.count": 1, "learning_rate": 1e-3, "clip": 0.05, "caption_dropout": 0.3}
-    settings["optimizer.eps"] = 1e-4  # Adam divides by the gradient's size: where that is rounding alone, it would make it large
-    words = [str(ROOT / "train" / "lora.py"), *(f"{key}={value}" for key, value in settings.items()), *more]
-    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run([sys.executable, *(how if processes > 1 else []), *words], env=environment, capture_output=True, text=True)
+FAILING = """
+import os, signal, sys
+from sdlora import cli
+from sdlora.errors import SdloraError
+from sdlora.training import loop
+
+plain, how = loop.batch_loss, os.environ["FAILS"]
+
+def failing(run, batch):
+    if os.environ["RANK"] == "1" and run.step == 2:
+        if how == "error":
+            raise SdloraError("found by the second")
+        os.kill(*{"killed": (os.getpid(), signal.SIGKILL), "ctrl-c": (os.getppid(), signal.SIGINT)}[how])
+    return plain(run, batch)
+
+loop.batch_loss = failing
+cli.program(["train", *sys.argv[1:]])
+"""
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+FSDP = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--mixed_precision", "no")
+SETTINGS = {"steps": 4, "rank": 2, "resolution": 32, "precision": "fp32", "save_every": 2, "samples.steps": 1, "samples.count": 1}
+SETTINGS |= {"learning_rate": 1e-3, "clip": 0.05, "caption_dropout": 0.3}
+SETTINGS |= {"optimizer.eps": 1e-4}  # Adam divides by the gradient's size: where that is rounding alone, it would make it large
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(tiny_base, pictures, tmp_path):
-    one = launch(1, tiny_base, pictures, tmp_path / "one", "batch_size=4", "accumulate=2")
-    two = launch(2, tiny_base, pictures, tmp_path / "two", "batch_size=2", "accumulate=2")
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    a, b = (files.read(tmp_path / name / "adapter.safetensors").layers for name in ("one", "two"))
+@pytest.fixture
+def launch(tiny_base, pictures, tmp_path):
+    """A function (how, output's name, settings) -> a training in one process, or in as many as `how` starts; `fails` in the second."""
+
+    def start(how: tuple[str, ...], output: str, *more: str, fails: str = "") -> subprocess.CompletedProcess:
+        settings = SETTINGS | {"images": pictures, "output": tmp_path / output, "base": tiny_base}
+        driver = tmp_path / "failing.py"
+        driver.write_text(FAILING)
+        words = [str(driver if fails else ROOT / "train" / "lora.py"), *(f"{key}={value}" for key, value in settings.items()), *more]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "FAILS": fails}
+        return subprocess.run([sys.executable, *(["-m"] if how else []), *how, *words], env=environment, capture_output=True, text=True)
+
+    return start
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Adapters that are one but for rounding."""
+    a, b = files.read(one).layers, files.read(two).layers
     moved = max(update.b.abs().max().item() for update in a.values())
-    assert moved > 1e-4
+    assert moved > 1e-4 and a.keys() == b.keys()
     for name in a:
         for field in ("a", "b"):
             torch.testing.assert_close(getattr(a[name], field), getattr(b[name], field), rtol=0, atol=0.02 * moved)
+
+
+def lose_second_half(run: Path) -> bytes:
+    """The adapter, which is then taken away with the last state."""
+    whole = (run / "adapter.safetensors").read_bytes()
+    (run / "adapter.safetensors").unlink()
+    (run / "states" / "step-000004.pt").unlink()
+    return whole
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(launch, tmp_path):
+    one = launch((), "one", "batch_size=4", "accumulate=2")
+    two = launch(TORCHRUN, "two", "batch_size=2", "accumulate=2")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert_same(tmp_path / "one" / "adapter.safetensors", tmp_path / "two" / "adapter.safetensors")
     lines = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
     assert [x["number"] for x in lines[1]] == [1, 2, 3, 4], "only one of them writes"
     np.testing.assert_allclose([x["loss"] for x in lines[0]], [x["loss"] for x in lines[1]], rtol=1e-4)
@@ -102,11 +134,40 @@ def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(tiny_base, p
     assert two.stdout.count("adapter: ") == 1
     names = [sorted(str(p.relative_to(tmp_path / n)) for p in (tmp_path / n).rglob("*") if p.is_file()) for n in ("one", "two")]
     assert [name for name in names[0] if "cache" not in name] == [name for name in names[1] if "cache" not in name]
-    # what is lost of the second half is made again, and to the same bytes, by as many processes
-    whole = (tmp_path / "two" / "adapter.safetensors").read_bytes()
-    (tmp_path / "two" / "adapter.safetensors").unlink()
-    (tmp_path / "two" / "states" / "step-000004.pt").unlink()
-    again = launch(2, tiny_base, pictures, tmp_path / "two", "batch_size=2", "accumulate=2")
+    # the second half is lost, and made again three times in vain: whatever ends one process ends both, at once, and one says why
+    whole = lose_second_half(tmp_path / "two")
+    said = {
+        "error": r"error: found by the second; the last good state is .*step-000002\.pt$",
+        "killed": r"error: one of the 2 processes was killed, or crashed; the same command goes on from what is saved",
+        "ctrl-c": r"stopped after step 3 of 4; the same command goes on from there$",
+    }
+    for fails, words in said.items():
+        start = time.monotonic()
+        found = launch(TORCHRUN, "two", "batch_size=2", "accumulate=2", fails=fails)
+        assert found.returncode != 0 and time.monotonic() - start < 120, "a collective operation would wait for hours"
+        assert len(re.findall(words, found.stderr, re.MULTILINE)) == len(re.findall("^(?:error|stopped)", found.stderr, re.MULTILINE)) == 1
+        assert "[rank" not in found.stderr, "a traceback of ours"
+        assert not list((tmp_path / "two").rglob(".*.tmp.*")) and not (tmp_path / "two" / "adapter.safetensors").exists()
+    assert (tmp_path / "two" / "states" / "step-000003.pt").exists()
+    again = launch(TORCHRUN, "two", "batch_size=2", "accumulate=2")
     assert again.returncode == 0 and (tmp_path / "two" / "adapter.safetensors").read_bytes() == whole, again.stderr
-    alone = launch(1, tiny_base, pictures, tmp_path / "two", "batch_size=2", "accumulate=2")
+    alone = launch((), "two", "batch_size=2", "accumulate=2")
     assert alone.returncode == 2 and "the number of processes changed since the run" in alone.stderr
+
+
+@pytest.mark.slow
+def test_fsdp_gives_the_adapter_of_one_process_and_goes_on_exactly(launch, tmp_path):
+    """With all that has a part in it: a text encoder that learns, checkpoints of activations, an average, validation, samples."""
+    settings = ['targets=["attention","text_attention"]', "clip_skip=2", "gradient_checkpointing=true", "ema.decay=0.9"]
+    settings += ["validation.fraction=0.3", "validation.timesteps=2"]
+    one = launch((), "one", "batch_size=4", *settings)
+    two = launch(FSDP, "two", "batch_size=2", *settings)
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert_same(tmp_path / "one" / "adapter.safetensors", tmp_path / "two" / "adapter.safetensors")
+    scores = [[json.loads(line) for line in (tmp_path / n / "validation.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert [score["step"] for score in scores[1]] == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose([score["loss"] for score in scores[0]], [score["loss"] for score in scores[1]], rtol=1e-4)
+    assert (tmp_path / "two" / "samples" / "grid.png").exists()
+    whole = lose_second_half(tmp_path / "two")
+    again = launch(FSDP, "two", "batch_size=2", *settings)
+    assert again.returncode == 0 and (tmp_path / "two" / "adapter.safetensors").read_bytes() == whole, again.stderr

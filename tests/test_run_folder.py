@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import folders
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,13 +20,7 @@ from sdlora.training.layout import Layout
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i, shape in enumerate(((32, 48, 3), (40, 32, 3), (32, 32, 3))):
-        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
-    return folder
+    return folders.pictures(tmp_path / "pictures", ((48, 32), (32, 40), (32, 32)))
 
 
 @pytest.fixture
@@ -113,8 +108,7 @@ def accelerate_names() -> set[str]:
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "accelerate was told to use FSDP: FSDP shards what is trained"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "to use DEEPSPEED: DeepSpeed shards the optimiser's state"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "to use DEEPSPEED: its ZeRO 1 and 2 share out"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "--mixed_precision fp8"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "set compile = true"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "set accumulate = 4"),

@@ -1,12 +1,14 @@
 """The grammar of strengths: one meaning in Python, TOML, on the command line and in tags."""
 
 import math
+import re
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdlora import apply
+from sdlora import apply, blocks
 from sdlora.apply import strengths
 from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
@@ -181,3 +183,80 @@ def test_stacked_and_fused_blocks_are_the_sum_over_layers(components, random_ada
         theirs = predict(components)
     assert (ours - predict(components)).abs().max() > 1e-3
     assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_a_vector_of_blocks_is_the_extensions_whatever_its_count(loaded):
+    """By the blocks of Stability's code, whose names the extension looks for: input_blocks.1 is IN01."""
+    from sdlora.checkpoints.unet import name as stabilitys
+
+    for kind, long, short in (("sd1", 26, 17), ("sdxl", 20, 12)):
+        unet = loaded(kind).unet
+        layers = [name for name in named_layers(loaded(kind).modules) if name.startswith("unet.")]
+        assert {blocks.block_of(name) for name in layers} - {None} == set(blocks.COUNTED[long]) - {"BASE"}
+        for count in (long, short):
+            vector = tuple(i / 100 + 0.01 for i in range(count))
+            expected = dict(zip(blocks.COUNTED[count], vector, strict=True))
+            for name in layers:
+                found = re.match(r"(input|middle|output)_blocks?(?:\.(\d+))?", stabilitys(name.removeprefix("unet."), unet.config))
+                block = found and ("M00" if found[1] == "middle" else f"{'IN' if found[1] == 'input' else 'OUT'}{int(found[2]):02d}")
+                factor = expected.get(block, 0.0) if block else 1.0
+                assert Strength(vector=vector).at(0, name) == pytest.approx(factor), name
+            assert Strength(vector=vector).at(0, "text_encoder.text_model.encoder.layers.0.mlp.fc1") == 0.01
+
+
+def test_a_vector_multiplies_what_else_is_said_and_is_read_as_it_is_printed():
+    ones = ",".join("1" * 16)
+    one = parse(f"0.8@0-0.5:mid=0.5:lbw=0.5,{ones}")
+    assert parse(str(one)) == one and one.number is None and one.stepwise
+    assert [one.at(f, "unet.mid_block.attentions.0.proj_in") for f in (0, 0.5)] == [0.5, 0.5]
+    assert [one.at(f, "text_encoder.text_model.embeddings") for f in (0, 0.5)] == [0.4, 0.0]
+    assert strength({"": 0.8, "lbw": [0.5, *[1] * 16]}) == parse(f"0.8:lbw=0.5,{ones}") and str(parse(f"1:lbw=0.5,{ones}")).startswith(
+        "1:lbw="
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1:lbw=0,1,1", "lbw has 3 numbers; it has 17 or 26 for Stable Diffusion 1.x and 2.x, 12 or 20 for XL"),
+        ("1:1:lbw=OUTALL", "lbw is 'OUTALL', which are no numbers; .*presets"),
+        ("1:lbw=" + ",".join(["nan"] * 17), "lbw has the number nan"),
+        ("1:lbw=" + ",".join("1" * 17) + ":lbw=" + ",".join("1" * 17), "names lbw twice"),
+        ("1:stop=9", "a strength with stop=; steps are fractions of the run here: 0.8@0.25-1"),
+    ],
+)
+def test_what_is_no_vector_is_said_with_the_counts_that_there_are(text: str, message: str):
+    with pytest.raises(SdloraError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "message"),
+    [
+        ("sd1", 12, "lbw has 12 numbers, and for .* it has 17 or 26"),
+        ("sdxl", 17, "lbw has 17 numbers, and for .* it has 12 or 20"),
+        ("emoji", 17, "has other blocks than it counts; say down, mid and up by themselves"),
+        ("sd1", 17, ""),
+        ("sd2", 26, ""),
+        ("sdxl", 20, ""),
+    ],
+)
+def test_a_vector_has_to_count_the_blocks_of_the_base(components, loaded, kind: str, count: int, message: str):
+    from sdlora.generation import adapters
+
+    base, wanted = components if kind == "emoji" else loaded(kind), [("a", Strength(vector=(0.5,) * count))]
+    with pytest.raises(SdloraError, match=message) if message else nullcontext():
+        adapters.check(base, wanted, "stacked")
+
+
+def test_a_block_that_the_base_has_not_is_no_silent_nothing(components, loaded):
+    from sdlora.generation import adapters
+
+    for base, there, missing in (
+        (components, "up.2.1", "up.2.2"),
+        (loaded("sdxl"), "down.2.1", "down.3"),
+        (loaded("sd1"), "down.3", "up.4"),
+    ):
+        adapters.check(base, [("a", parse(f"1:{there}=0.5"))], "stacked")
+        with pytest.raises(SdloraError, match=f"is said of {missing}, a block that .* has not"):
+            adapters.check(base, [("a", parse(f"1:{missing}=0.5"))], "stacked")

@@ -1,27 +1,21 @@
 """sdlora train on the command line: planned, fitted and measured without a trace, and refused in one line."""
 
-import numpy as np
+import folders
 import pytest
-from PIL import Image
 
 from sdlora.commands import train as command
 from sdlora.errors import SdloraError
 
 
 @pytest.fixture
-def call(command_line):
-    return command_line(command, "train")
+def pictures(tmp_path):
+    captions = [f"{words}, sks style" for words in ("a fox", "the moon", "two cups", "a hat")]
+    return folders.pictures(tmp_path / "ink", ((32, 64), *((32, 32),) * 3), captions)
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "ink"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i, words in enumerate(("a fox", "the moon", "two cups", "a hat")):
-        Image.fromarray(rng.integers(0, 255, (32, 32 if i else 64, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"{words}, sks style")
-    return folder
+def call(command_line):
+    return command_line(command, "train")
 
 
 def test_a_dry_run_tells_buckets_steps_and_memory_and_touches_nothing(call, pictures, tiny_base, tmp_path, monkeypatch):

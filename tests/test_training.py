@@ -13,9 +13,16 @@ from sdlora.data import Encoded
 from sdlora.data.encode import Row, View
 from sdlora.errors import SdloraError
 from sdlora.loss.timesteps import placed
-from sdlora.training import TrainConfig, batches, draws, loop, planning, run, schedule, session
+from sdlora.training import TrainConfig, batches, draws, loop, planning, run, schedule
 from sdlora.training.batches import Source
 from sdlora.training.layout import Layout
+
+
+@pytest.fixture
+def running(components, pictures, in_memory):
+    """A function config -> Run, in memory."""
+    return lambda config: in_memory(config, components, pictures)
+
 
 WHOLE = Sizes((64, 64), (0, 0), (64, 64))
 
@@ -27,39 +34,12 @@ def two_rows(views: int = 1) -> Encoded:
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
-    return folder
-
-
-@pytest.fixture
 def config(pictures, tmp_path):
     def make(**changes) -> TrainConfig:
         usual = {"steps": 3, "batch_size": 2, "rank": 2, "resolution": 32, "precision": "fp32", "save_every": 0, "learning_rate": 1e-2}
         return TrainConfig(**{"images": pictures, "output": tmp_path / "run"} | usual | changes)
 
     return make
-
-
-@pytest.fixture
-def running(components, pictures):
-    """A function config -> Run, in memory; the updates come off afterwards."""
-    from sdlora.data import Cache, encode, scan
-
-    def make(config: TrainConfig) -> run.Run:
-        apply.eject(components.modules)
-        settled = session.fitted(config.settled(), components)
-        cache = Cache()
-        source = Source("images", encode(scan(pictures), components, 32, cache), config.batch_size, 1.0)
-        return session._run(settled, components, [source], cache, {"base model": "b", "images": "i"})
-
-    yield make
-    apply.eject(components.modules)
 
 
 def flat(tensors) -> torch.Tensor:

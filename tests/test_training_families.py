@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import folders
 import numpy as np
 import pytest
 import torch
@@ -10,24 +11,24 @@ from PIL import Image
 from pydantic import ValidationError
 
 from sdlora import apply, conditioning, files, models, training
-from sdlora.data import Cache, encode, scan
+from sdlora.data import Cache
 from sdlora.data.encode import embeddings, sizes_of
 from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
-from sdlora.training import TrainConfig, batches, loop, metrics, planning, session
-from sdlora.training.batches import Source
+from sdlora.training import TrainConfig, batches, loop, metrics, planning
 
 TEXT = ("attention", "text_attention", "text_attention_2")
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i, (height, width) in enumerate(((64, 96), (128, 64))):
-        Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
-    return folder
+@pytest.fixture
+def pictures(tmp_path):
+    return folders.pictures(tmp_path / "pictures", ((96, 64), (64, 128)))
+
+
+@pytest.fixture
+def running(loaded, pictures, in_memory):
+    """A function (kind, config) -> a Run in memory."""
+    return lambda kind, config: in_memory(config, loaded(kind), pictures)
 
 
 @pytest.fixture
@@ -38,24 +39,6 @@ def config(pictures, tmp_path):
         return TrainConfig(**{"images": pictures, "output": tmp_path / "run"} | usual | changes)
 
     return make
-
-
-@pytest.fixture
-def running(loaded, pictures):
-    """A function (kind, config) -> a Run in memory; the updates come off afterwards."""
-    bare = []
-
-    def make(kind, config):
-        components = loaded(kind)
-        apply.eject(components.modules)
-        bare.append(components)
-        settled = session.fitted(config.settled(), components)
-        source = Source("images", encode(scan(pictures), components, 64, Cache()), config.batch_size, 1.0)
-        return session._run(settled, components, [source], Cache(), {"base model": "b", "images": "i"})
-
-    yield make
-    for components in bare:
-        apply.eject(components.modules)
 
 
 def first_batch(run):

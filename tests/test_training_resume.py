@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+import folders
 import pytest
-from PIL import Image
 
 from sdlora import training
 from sdlora.errors import SdloraError
@@ -24,26 +23,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture {i}, sks style")
-    return folder
-
-
-@pytest.fixture
 def held(tmp_path):
-    """Two pictures more."""
-    folder = tmp_path / "held"
-    folder.mkdir()
-    rng = np.random.default_rng(1)
-    for i in range(2):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"another picture {i}, sks style")
-    return folder
+    return folders.pictures(tmp_path / "held", folders.SMALL[:2], "another picture {}, sks style", seed=1)
 
 
 @pytest.fixture

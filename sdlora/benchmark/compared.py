@@ -4,13 +4,13 @@ A machine, its load and its number of cores change both times of a ratio alike, 
 It counts as worse only where the two intervals do not touch.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.benchmark import result
 from sdlora.benchmark.conditions import CONDITIONS
+from sdlora.benchmark.files import kind
 from sdlora.benchmark.names import OVER
 from sdlora.benchmark.statistics import Comparison
 from sdlora.benchmark.training import config as training_config
@@ -73,13 +73,3 @@ def ratios(path: Path) -> Iterator[tuple[str, Comparison]]:
 def theirs(name: str) -> bool:
     """Whether a condition, or an operation, is the reference's."""
     return CONDITIONS[name].stock if name in CONDITIONS else "(PEFT)" in name
-
-
-def kind(path: Path) -> str:
-    """The format that a file says it has; SdloraError for one that cannot be read."""
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["format"])
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SdloraError(f"{path} is not the JSON of a benchmark: {error}") from error

@@ -32,7 +32,7 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
     config = result.config
     parts = ["<h1>What the adapter costs</h1>", paragraph(report.subject_line(result))]
     if not result.complete:
-        parts.append(paragraph(f"Interrupted: {report.blocks(result)} of {config.planned} blocks were measured.", "note"))
+        parts.append(paragraph(report.interrupted(result), "note"))
     if analysis:
         parts += [
             table(report.HEADER, report.timing_rows(result, analysis)),

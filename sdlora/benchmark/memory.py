@@ -6,14 +6,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from sdlora import hardware
 from sdlora.benchmark.clock import timing
 from sdlora.benchmark.conditions import Draw, Subject, active
-
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,11 @@ def measure(subject: Subject, conditions: Sequence[str], prompt: str, work: Call
 def once(subject: Subject, condition: str, prompt: str, work: Callable[[Draw], object]) -> Memory:
     device, host = subject.components.device, torch.device("cpu")
     release()
-    known = {d.type: reset(d) for d in (device, host)}
+    known = {d.type: hardware.forget_peak(d) for d in (device, host)}
     with ExitStack() as block:
         with timing(device) as seconds:
             work(block.enter_context(active(subject, condition, prompt)).draw)
-        peaks = {d.type: peak(d) if known[d.type] else None for d in (device, host)}
+        peaks = {d.type: hardware.peak(d) if known[d.type] else None for d in (device, host)}
     return Memory(condition, peaks[device.type], peaks["cpu"], (seconds[0],))
 
 
@@ -65,26 +63,3 @@ def release() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         pass  # not glibc: the peaks are then upper bounds
-
-
-def reset(device: torch.device) -> bool:
-    """Forgets the peak so far; False where the system cannot."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
-        CLEAR.write_text("5")  # man 5 proc: resets VmHWM
-    except OSError:
-        return False
-    return True
-
-
-def peak(device: torch.device) -> int | None:
-    """Bytes since the last reset."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -32,6 +32,8 @@ HANDLED = ("operation", "against", "ratio", "interval", "times as fast")
 WORK = ("condition", "GFLOP a step", "against base", "MB read and written", "against base", "time of a step against base")
 PHASES = ("condition", "put on", "text", "U-Net, a step", "VAE", "save", "sample", "first picture", "peak of the process, MiB")
 
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header and rows
+
 
 def cells(row: Row, images: int) -> tuple[str, ...]:
     """One condition, a cell per word of HEADER."""
@@ -84,18 +86,16 @@ def timing_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
     return [cells(row, result.config.images) for row in analysis.rows]
 
 
-def brief(result: Result, analysis: Analysis) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the one table that fits into a terminal."""
+def brief(result: Result, analysis: Analysis) -> list[Table]:
+    """What fits into a terminal."""
     rows = [
         (*(cells[HEADER.index(name)] for name in BRIEF), row.comparison.verdict if row.comparison else "")
         for row, cells in zip(analysis.rows, timing_rows(result, analysis), strict=True)
     ]
-    return (*BRIEF, "verdict"), rows
-
-
-def brief_pairs(analysis: Analysis) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    rows = [(p.condition, p.against, *ratio_cells(p.comparison)[:3], p.comparison.verdict) for p in analysis.pairs]
-    return PAIRS[: PAIRS.index("verdict") + 1], rows
+    pairs = [(p.condition, p.against, *ratio_cells(p.comparison)[:3], p.comparison.verdict) for p in analysis.pairs]
+    goals = goal_rows(analysis.goals)
+    tables: list[Table] = [((*BRIEF, "verdict"), rows), (PAIRS[: PAIRS.index("verdict") + 1], pairs)]
+    return [table for table in (*tables, (HANDLING, handling_rows(result)), (GOALS, goals)) if table[1]]
 
 
 def handling_rows(result: Result) -> list[tuple[str, ...]]:
@@ -185,7 +185,7 @@ def markdown(result: Result) -> str:
     parts = [
         "# What the adapter costs",
         subject_line(result),
-        "" if result.complete else f"**Interrupted: {blocks(result)} of {result.config.planned} blocks were measured.**",
+        f"**{interrupted(result)}**" if not result.complete else "",
         table(HEADER, timing_rows(result, analysis)) if analysis else "Fewer than two blocks were measured: no ratios.",
         control_line(analysis) if analysis else "",
         drift_line(analysis) if analysis else "",
@@ -260,6 +260,10 @@ def load_line(result: Result) -> str:
 
 def blocks(result: Result) -> int:
     return len({sample.block for sample in result.samples})
+
+
+def interrupted(result: Result) -> str:
+    return f"Interrupted: {blocks(result)} of {result.config.planned} blocks were measured."
 
 
 def flat(environment: dict[str, Any]) -> list[tuple[str, str]]:

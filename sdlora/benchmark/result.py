@@ -1,6 +1,5 @@
 """One benchmark as data: every sample, the gate, the environment; to JSON and back; and its analysis from the raw samples alone."""
 
-import json
 import statistics as plain
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.atomic import replacing
+from sdlora.benchmark import files
 from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.config import BenchmarkConfig
 from sdlora.benchmark.gate import Check
@@ -18,7 +17,6 @@ from sdlora.benchmark.memory import Memory
 from sdlora.benchmark.names import AGAINST, BASE, COMPARED, CONTROL, OVER
 from sdlora.benchmark.statistics import Comparison, compare, drift
 from sdlora.benchmark.work import Work
-from sdlora.errors import SdloraError
 
 FORMAT = "sdlora-benchmark/2"
 UNDECLARED: dict[str, Any] = {"margins": {}, "limits": {}}  # what is not in an earlier file was not declared before its run
@@ -204,30 +202,25 @@ def write(result: Result, path: Path, analysed: bool = True) -> None:
         "pictures": [asdict(one) for one in result.pictures],
         "analysis": asdict(analysis) if analysis else None,
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write(path, content)
 
 
 def read(path: Path) -> Result:
     """What `write` wrote; SdloraError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise SdloraError(f"{path} is of format {content['format']!r}; this version reads {FORMAT!r}")
-        return Result(
-            config=BenchmarkConfig.model_validate(UNDECLARED | content["config"]),
-            environment=content["environment"],
-            subject=Facts(**content["subject"]),
-            gate=tuple(Check(**check) for check in content["gate"]),
-            handling=tuple(Handling(one["operation"], tuple(one["seconds"])) for one in content["handling"]),
-            memory=tuple(Memory(**one | {"first": tuple(one["first"])}) for one in content["memory"]),
-            samples=tuple(Sample(**sample | {"steps": tuple(sample["steps"])}) for sample in content["samples"]),
-            complete=content["complete"],
-            pictures=tuple(Pictured(**one) for one in content["pictures"]),
-            after=content["after"],
-            work=tuple(Work(**one) for one in content.get("work", ())),
-        )
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SdloraError(f"{path} is not the JSON of a benchmark: {error}") from error
+    return files.read(path, FORMAT, _made)
+
+
+def _made(content: dict[str, Any]) -> Result:
+    return Result(
+        config=BenchmarkConfig.model_validate(UNDECLARED | content["config"]),
+        environment=content["environment"],
+        subject=Facts(**content["subject"]),
+        gate=tuple(Check(**check) for check in content["gate"]),
+        handling=tuple(Handling(one["operation"], tuple(one["seconds"])) for one in content["handling"]),
+        memory=tuple(Memory(**one | {"first": tuple(one["first"])}) for one in content["memory"]),
+        samples=tuple(Sample(**sample | {"steps": tuple(sample["steps"])}) for sample in content["samples"]),
+        complete=content["complete"],
+        pictures=tuple(Pictured(**one) for one in content["pictures"]),
+        after=content["after"],
+        work=tuple(Work(**one) for one in content.get("work", ())),
+    )

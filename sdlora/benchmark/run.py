@@ -1,17 +1,17 @@
 """The course of a benchmark: gate, handling, paired blocks, report. What has been measured survives an interruption."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from sdlora.adapter import Adapter, tensors
-from sdlora.atomic import replacing, writable_folder
+from sdlora.atomic import writable_folder
 from sdlora.benchmark import (
     adapters,
     bases,
     environment,
+    files,
     gate,
     handling,
     html,
@@ -27,6 +27,7 @@ from sdlora.benchmark import (
 )
 from sdlora.benchmark.conditions import CONDITIONS, DEFAULT, Subject, active, installed
 from sdlora.benchmark.config import BenchmarkConfig
+from sdlora.benchmark.files import Progress
 from sdlora.benchmark.names import BASE
 from sdlora.benchmark.result import Analysis, Facts, Pictured, Result
 from sdlora.benchmark.stock import Stock
@@ -34,19 +35,7 @@ from sdlora.errors import SdloraError, nearest
 from sdlora.images import save_png
 from sdlora.models import Components
 
-Progress = Callable[[int, int, str], None]  # done, of how many, what now
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished or interrupted benchmark and its files; without two whole blocks there is no plot."""
-
-    result: Result
-    analysis: Analysis | None
-    json: Path
-    markdown: Path
-    html: Path
-    plot: Path | None
+Outcome = files.Outcome[Result, Analysis]
 
 
 def run(config: BenchmarkConfig, components: Components | None = None, progress: Progress | None = None) -> Outcome:
@@ -147,7 +136,7 @@ def blocks(found: Result, subject: Subject, names: list[str], folder: Path, say:
             if block.prompt not in {one.prompt for one in found.pictures}:
                 kept = [Pictured(block.prompt, s.seed, s.condition, keep(images[0], folder, s)) for s, images in taken]
                 found = replace(found, pictures=(*found.pictures, *sorted(kept, key=lambda one: names.index(one.condition))))
-            result.write(found, folder / "benchmark.json", analysed=False)
+            result.write(found, folder / files.NAME, analysed=False)
             say(block.index + 1, config.planned, "measuring")
     except KeyboardInterrupt:
         say(report.blocks(found), config.planned, "interrupted")
@@ -167,15 +156,10 @@ def untouched(components: Components, before: str) -> gate.Check:
     return gate.Check(law, before[:12], gate.fingerprint(components) == before)
 
 
-def written(found: Result, folder: Path, name: str = "benchmark.json") -> Outcome:
+def written(found: Result, folder: Path, name: str = files.NAME) -> Outcome:
     """The report of `found`: JSON, Markdown, HTML and, if there is anything to plot, a PNG."""
     analysis, path = result.analyse(found), folder / name
     result.write(found, path)
-    picture = path.with_suffix(".png") if analysis else None
-    if analysis and picture:
-        plot.save(found, analysis, picture)
-    texts = {path.with_suffix(".md"): report.markdown(found), path.with_suffix(".html"): html.page(found, analysis, folder, picture)}
-    for file, text in texts.items():
-        with replacing(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return Outcome(found, analysis, path, path.with_suffix(".md"), path.with_suffix(".html"), picture)
+    return files.reported(
+        found, analysis, path, plot.save, lambda picture: (report.markdown(found), html.page(found, analysis, folder, picture))
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdlora.atomic import replacing
+from sdlora import texts
 from sdlora.checkpoints import build, clip, configs, tokenizer, vae
 from sdlora.checkpoints.identify import CHANNELS, Prediction
 from sdlora.checkpoints.opened import Opened, kinds, skeletons
@@ -204,5 +204,4 @@ def _tokenizer(folder: Path, source: Path | str) -> None:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    texts.write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

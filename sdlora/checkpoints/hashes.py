@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from sdlora.atomic import replacing
+from sdlora import texts
 from sdlora.errors import SdloraError
 
 SHORT = 10  # digits of A1111's short hash
@@ -87,7 +87,6 @@ def _known() -> dict[str, str]:
 def _write(known: dict[str, str]) -> None:
     latest = dict(list(known.items())[-REMEMBERED:])
     try:
-        with replacing(cache_folder() / "hashes.json") as temporary:
-            temporary.write_text(json.dumps(latest, indent=1, ensure_ascii=False), encoding="utf-8")
+        texts.write(cache_folder() / "hashes.json", json.dumps(latest, indent=1, ensure_ascii=False))
     except (OSError, SdloraError):
         pass  # a home that takes no files costs time, nothing else

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sdlora.benchmark import Outcome, training
+    from sdlora.benchmark.files import Outcome
     from sdlora.config import Model
 
 
@@ -50,22 +50,21 @@ def measure(words: Sequence[str], console: "Console") -> None:
     """An adapter's cost at generation time."""
     from sdlora import benchmark
 
-    chosen = chosen_settings(benchmark.BenchmarkConfig, words)
-    with bar(console) as progress:
-        outcome = benchmark.run(chosen, progress=progress)
-    show(outcome, console)
-    if not outcome.result.complete:
-        raise typer.Exit(130)
+    carried_out(benchmark.BenchmarkConfig, benchmark.run, words, console)
 
 
 def train(words: Sequence[str], console: "Console") -> None:
     """A training step's."""
     from sdlora.benchmark import training
 
-    chosen = chosen_settings(training.TrainingBenchmarkConfig, words)
+    carried_out(training.TrainingBenchmarkConfig, training.run, words, console)
+
+
+def carried_out(cls: "type[Model]", run: "Callable[..., Outcome[Any, Any]]", words: Sequence[str], console: "Console") -> None:
+    chosen = chosen_settings(cls, words)
     with bar(console) as progress:
-        outcome = training.run(chosen, progress=progress)
-    show_training(outcome, console)
+        outcome = run(chosen, progress=progress)
+    show(outcome, console)
     if not outcome.result.complete:
         raise typer.Exit(130)
 
@@ -73,13 +72,11 @@ def train(words: Sequence[str], console: "Console") -> None:
 def analyse(words: Sequence[str], console: "Console") -> None:
     """The report of an earlier run, of either kind."""
     from sdlora import benchmark
-    from sdlora.benchmark import compared, training
+    from sdlora.benchmark import files, training
 
     (path,) = only(words, "analyse", "the benchmark.json of an earlier run")
-    if compared.kind(path) == training.FORMAT:
-        show_training(training.analyse(path), console)
-    else:
-        show(benchmark.analyse(path), console)
+    kind = training if files.kind(path) == training.FORMAT else benchmark
+    show(kind.analyse(path), console)
 
 
 def check(words: Sequence[str], console: "Console") -> None:
@@ -126,39 +123,23 @@ def bar(console: "Console") -> Iterator[Callable[[int, int, str], None]]:
         yield lambda done, total, words: progress.update(task, completed=done, total=total, description=words)
 
 
-def show(outcome: "Outcome", console: "Console") -> None:
+def show(outcome: "Outcome[Any, Any]", console: "Console") -> None:
     """The gate, the tables and where the files are."""
     from sdlora.benchmark import report
+    from sdlora.benchmark.result import Result
+    from sdlora.benchmark.training import report as training_report
 
     result, analysis = outcome.result, outcome.analysis
+    of_drawing = isinstance(result, Result)
+    words: Any = report if of_drawing else training_report
     for check in result.gate:
         console.print(f"[green]✓[/] {check.law}: {check.found}", highlight=False)
     if not result.complete:
-        console.print(f"interrupted: {report.blocks(result)} of {result.config.planned} blocks were measured", style="yellow")
+        console.print(words.interrupted(result), style="yellow")
     if analysis:
-        console.print(table(*report.brief(result, analysis)))
-        if analysis.pairs:
-            console.print(table(*report.brief_pairs(analysis)))
-        console.print(table(report.HANDLING, report.handling_rows(result)))
-        if analysis.goals:
-            console.print(table(report.GOALS, report.goal_rows(analysis.goals)))
-        console.print(report.control_line(analysis).replace("*", ""), style="dim" if analysis.control else "yellow")
-    for path in filter(None, (outcome.markdown, outcome.html, outcome.json, outcome.plot)):
-        typer.echo(str(path))
-
-
-def show_training(outcome: "training.Outcome", console: "Console") -> None:
-    from sdlora.benchmark.training import report
-
-    result, analysis = outcome.result, outcome.analysis
-    for check in result.gate:
-        console.print(f"[green]✓[/] {check.law}: {check.found}", highlight=False)
-    if not result.complete:
-        console.print(report.interrupted(result), style="yellow")
-    if analysis:
-        for header, rows in report.brief(analysis):
+        for header, rows in words.brief(result, analysis) if of_drawing else words.brief(analysis):
             console.print(table(header, rows))
-        console.print(report.control_line(analysis), style="dim" if analysis.control else "yellow")
+        console.print(words.control_line(analysis).replace("*", ""), style="dim" if analysis.control else "yellow")
     for path in filter(None, (outcome.markdown, outcome.html, outcome.json, outcome.plot)):
         typer.echo(str(path))
 

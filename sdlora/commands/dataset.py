@@ -100,14 +100,13 @@ def _draw(config: "TrainConfig", how: "Frames", base: "Grid", path: Path) -> lis
 def _write(report: "Report", path: Path) -> None:
     from json import dumps
 
-    from sdlora.atomic import replacing
+    from sdlora import texts
 
     text = dumps(report.plain(), indent=2, ensure_ascii=False)
     if str(path) == "-":
         typer.echo(text)
         return
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    texts.write(path, text + "\n")
 
 
 def _print(report: "Report") -> None:

@@ -1,16 +1,21 @@
 """Commands that draw: the settings of sdlora/drawing/settings.py as options, and the bar."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from sdlora.drawing.settings import OPTIONS, Drawing
+from sdlora.drawing.settings import NONE, OPTIONAL, OPTIONS, Drawing
+from sdlora.errors import SdloraError
 
+NUMBERS = {int: "WHOLE", float: "DECIMAL"}
+ASSIGNED = re.compile(r"\s*([A-Za-z][\w-]*)=(.*)", re.DOTALL)
 TEXTS = (int | str,)  # settings that a file may give as another type, and the command line as a word
 
 
@@ -41,15 +46,46 @@ def with_options(*leave: str) -> Callable[[Callable[..., None]], Callable[..., N
 def said(words: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given, as Drawing has them."""
     found = {name: value for name, value in words.items() if value is not None and value != []}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return {name: NONE if name in OPTIONAL and str(value) == NONE else _tupled(value) for name, value in found.items()}
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """SdloraError for a prompt such as steps=6: a setting, as `sdlora train` has it, that would be drawn as a picture's text."""
+    known = {field.name: f"--{field.name.replace('_', '-')}" for field in OPTIONS} | {"from": "--from", "settings": "--settings"}
+    for text in prompts:
+        if match := ASSIGNED.fullmatch(text):
+            name = match[1].lower().replace("-", "_")
+            near = get_close_matches(name, known, n=1, cutoff=0.8) if not re.search(r"\s", text.strip()) else []
+            if meant := known.get(name) or next((known[other] for other in near), None):
+                raise SdloraError(f"{text!r} stands among the prompts; settings are options here: write {meant} {match[2] or 'VALUE'}")
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _or_none(kind: type, name: str) -> Callable[[str], Any]:
+    """What reads an option's word: a number, or the word none."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text == NONE else kind(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no {name.lower()} number, nor none") from None
+
+    read.__name__ = name  # what the help calls it
+    return read
 
 
 def _option(field: Any, hint: Any) -> inspect.Parameter:
     known = field.metadata
     flags = [known["flag"]] if known["flag"] else []
     shown: dict[str, Any] = {} if field.default in ((), None, "", False) else {"show_default": str(field.default)}
+    plain = _plain(hint)
+    if field.name in OPTIONAL and plain in NUMBERS:
+        shown["parser"] = _or_none(plain, NUMBERS[plain])
     option = typer.Option(*flags, help=known["help"], metavar=known["metavar"], **shown)  # a text stands in the help alone
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_plain(hint) | None, option])
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option])
 
 
 def _plain(hint: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdlora.commands.drawing_options import bar, tell, with_options
+from sdlora.commands.drawing_options import bar, check_prompts, tell, with_options
 
 if TYPE_CHECKING:
     from sdlora.drawing.grid import Grid
@@ -47,6 +47,8 @@ def sweep(
 
     Example: sdlora sweep style.safetensors "a cat, flat emoji" "a house" --eta 0:1.2:0.2
     """
+    check_prompts(prompt)
+
     from sdlora.drawing.grid import Grid
     from sdlora.drawing.sweep import swept
 

@@ -117,7 +117,7 @@ def carry_out(config: "TrainConfig", progress: bool = True, components: "Compone
     training.plan(config)  # all that can be wrong in the settings, before the weights are read
     atomic.writable_folder(config.output)
     prompts = prompts_of(config)
-    if components is None and prompts:  # else the training loads the base itself, and lets go of what it has encoded with
+    if components is None and prompts and training.processes.main():  # else the training loads the base, and lets go of what encodes
         components = training.session.loaded(config, say)
     draw = sampler(config, components, prompts) if components is not None and prompts else None
     return training.train(config, draw, progress, imagine, components)  # interrupted, it says where it goes on

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdlora import texts
 from sdlora.captions import plain
 from sdlora.errors import SdloraError
 
@@ -49,12 +50,7 @@ def find(folder: Path) -> Metadata | None:
 
 def read(path: Path) -> Metadata:
     """SdloraError for a file that is no JSON, or in which no image has a caption."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SdloraError(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror}; it should have the captions of the images") from error
+    text = texts.read(path, "JSON with the captions of the images")
     entries = _lines(text, path) if path.suffix.lower() == ".jsonl" else _whole(text, path)
     found = {name: captions for name, entry in entries if (captions := _captions(entry))}
     if not found:

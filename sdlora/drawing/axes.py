@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.drawing import reading
-from sdlora.drawing.settings import MODEL, PICTURE, Drawing, scope
+from sdlora.drawing.settings import MODEL, NONE, PICTURE, Drawing, scope
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation import parse_adapter, parse_seeds
 from sdlora.strength import Strength, parse, strength
@@ -139,7 +139,7 @@ def _at_checkpoint(axis: Axis, drawing: Drawing, value: Any) -> Drawing:
 
 def _with_adapter(axis: Axis, drawing: Drawing, change: Callable[[Path, Strength], tuple[Path, Strength]]) -> Drawing:
     """The one adapter that the axis is about, changed."""
-    given = [parse_adapter(text) for text in drawing.adapter if text != reading.NONE]
+    given = [parse_adapter(text) for text in drawing.adapter if text != NONE]
     if not given and axis.name == "checkpoint":
         given = [(Path(axis.values[0]), strength(1))]
     stems = [path.stem for path, _ in given]

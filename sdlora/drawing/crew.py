@@ -1,9 +1,10 @@
 """The processes that share a run: which one this is, its share, and waiting for the others. One alone is a crew as well."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+
+from sdlora import together
 
 T = TypeVar("T")
 
@@ -18,11 +19,9 @@ class Crew:
     @classmethod
     def mustered(cls, device: str = "auto") -> "Crew":
         """Those that `accelerate launch` or `torchrun` has started; each gets a GPU of its own, where "auto" finds some."""
-        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        if together.launched() == 1:
             return cls(device)
-        from accelerate import PartialState
-
-        state = PartialState(cpu=device == "cpu")
+        state = together.joined(cpu=device == "cpu")
         return cls(str(state.device) if device == "auto" else device, state.process_index, state.num_processes, state.wait_for_everyone)
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from sdlora import atomic, config, infotext
+from sdlora import atomic, config, infotext, texts
 from sdlora.drawing import reading, work
 from sdlora.drawing.axes import Axis
 from sdlora.drawing.crew import Crew
@@ -50,6 +50,9 @@ class Grid:
         return cls(reading.merged(reading.checked(data, f"in {path}", folder), given or {}), title=title, **axes)
 
     def __post_init__(self) -> None:
+        if self.drawing.prompts:
+            found = f"a grid with prompts = {str(self.drawing.prompts)!r}, a file for runs"
+            raise SdloraError(f'{found}; put its lines on an axis: axis = "prompt" and values = ["…", "…"]')
         names = [axis.name for axis in self.axes if axis]
         if len(set(names)) < len(names) and not any(axis and axis.adapter for axis in self.axes):
             raise SdloraError(f"the grid has two axes {max(names, key=names.count)}; keep one of them")
@@ -113,9 +116,8 @@ class Grid:
             contact_sheet([[_opened(file) for file in row] for row in rows[k]], sides, columns, path, self._title(k))
             sheets.append(path)
         labels = {name: [axis.label(i) for i in range(len(axis.values))] for name, axis in zip(AXES, self.axes, strict=True) if axis}
-        with atomic.replacing(folder / f"{NAME}.json") as temporary:
-            cells = [[[file.name for file in row] for row in layer] for layer in rows]
-            temporary.write_text(json.dumps({"axes": labels, "cells": cells}, indent=1, ensure_ascii=False), encoding="utf-8")
+        cells = [[[file.name for file in row] for row in layer] for layer in rows]
+        texts.write(folder / f"{NAME}.json", json.dumps({"axes": labels, "cells": cells}, indent=1, ensure_ascii=False))
         return sheets
 
     def _title(self, k: int) -> str:

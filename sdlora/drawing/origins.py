@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.drawing import places
+from sdlora.drawing.settings import NONE
 from sdlora.errors import SdloraError
 from sdlora.generation import Request
 from sdlora.generation.sources import ALPHA, described
@@ -26,6 +27,8 @@ def found(carried: Mapping[str, Any], picture: Path, said: Mapping[str, Any]) ->
     SdloraError where one is nowhere to be found.
     """
     result: dict[str, Any] = {}
+    if said.get("init") == NONE:
+        return result
     for name in NAMES:
         told = carried.get(name)
         if told == ALPHA:
@@ -34,7 +37,9 @@ def found(carried: Mapping[str, Any], picture: Path, said: Mapping[str, Any]) ->
             path = _place(told, picture.parent)
             if path is None:
                 what = f"{told['file'] or 'a picture in memory'} (sha256 {told['sha256'][:10]})"
-                raise SdloraError(f"{picture.name} was drawn with the {name} {what}, which is not to be found; give it with --{name}")
+                raise SdloraError(
+                    f"{picture.name} was drawn with the {name} {what}, which is not to be found; give it with --{name}, or --{name} none"
+                )
             result[name] = path if name == "init" else str(path)
     return result
 
@@ -43,7 +48,7 @@ def check(settings: Mapping[str, Any], said: Mapping[str, Any], source: str) -> 
     """SdloraError for settings of an infotext, which carries no files, that need a picture which is not `said`."""
     if "denoise" in settings and "init" not in said:
         raise SdloraError(f"{source} was drawn from another picture, and AUTOMATIC1111's text does not say which; give it with --init")
-    if OF_A_MASK & settings.keys() and "mask" not in said:
+    if OF_A_MASK & settings.keys() and "mask" not in said and said.get("init") != NONE:
         raise SdloraError(f"{source} was drawn with a mask, and AUTOMATIC1111's text does not say which; give it with --mask")
 
 

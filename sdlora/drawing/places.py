@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdlora.atomic import replacing
+from sdlora import texts
 from sdlora.checkpoints.hashes import cache_folder
 from sdlora.errors import SdloraError
 
@@ -22,8 +22,7 @@ def remember(found: Mapping[str, str | Path]) -> None:
         return
     latest = {key: path for key, path in known.items() if key not in new} | new
     try:
-        with replacing(cache_folder() / "places.json") as temporary:
-            temporary.write_text(json.dumps(dict(list(latest.items())[-REMEMBERED:]), indent=1), encoding="utf-8")
+        texts.write(cache_folder() / "places.json", json.dumps(dict(list(latest.items())[-REMEMBERED:]), indent=1))
     except (OSError, SdloraError):
         pass
 

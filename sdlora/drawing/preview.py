@@ -44,8 +44,9 @@ class Preview:
             top, left = (max(0, side - LARGEST) // 2 for side in codes.shape[2:])
             part = codes[:1, :, top : top + LARGEST, left : left + LARGEST]
             own_x, own_y = _pairs(part, latents.decode(components, part), components.factor)
-            weight = (OWN * len(x) / len(own_x)) ** 0.5
-            x, y = torch.cat([x, own_x * weight]), torch.cat([y, own_y * weight])
+            if torch.isfinite(own_x).all() and torch.isfinite(own_y).all():  # a picture that turned into NaN is told of elsewhere
+                weight = (OWN * len(x) / len(own_x)) ** 0.5
+                x, y = torch.cat([x, own_x * weight]), torch.cat([y, own_y * weight])
         solution = torch.linalg.lstsq(x, y).solution
         return cls(solution[:-1].T.float().contiguous(), solution[-1].float())
 
@@ -55,8 +56,8 @@ class Preview:
         return (torch.einsum("oc,nchw->nohw", self.weight, codes) + self.bias.view(1, 3, 1, 1)).clamp(-1, 1)
 
     def images(self, codes: Tensor) -> list[Image.Image]:
-        """A small RGB picture for each."""
-        levels = ((self.colours(codes) / 2 + 0.5) * 255).round().to(torch.uint8)
+        """A small RGB picture for each; NaN is black."""
+        levels = ((self.colours(codes) / 2 + 0.5) * 255).nan_to_num(0).round().to(torch.uint8)
         return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in levels]
 
 
@@ -91,14 +92,15 @@ def each(components: Components, every: int, show: Callable[[list[Image.Image], 
     """
     if every < 1:
         raise SdloraError(f"preview is {every}; it is a number of steps, at least 1")
-    fitted: list[tuple[Preview, State]] = []  # the fit, and the latest state that it was shown for
+    fitted: list[Preview] = []  # to the batch at hand
 
     def after(state: State) -> None:
+        if state.step == 1:  # another batch has begun, which may look quite different
+            fitted.clear()
         if state.step % every == 0 or state.step == state.steps:
-            if not fitted or state.step <= fitted[0][1].step:  # another batch has begun, which may look quite different
-                fitted[:] = [(Preview.fitted(components, state.denoised), state)]
-            fitted[:] = [(fitted[0][0], state)]
-            show(fitted[0][0].images(state.denoised), state)
+            if not fitted:
+                fitted.append(Preview.fitted(components, state.denoised))
+            show(fitted[0].images(state.denoised), state)
 
     return after
 

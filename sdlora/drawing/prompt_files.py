@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sdlora import texts
 from sdlora.drawing import reading
 from sdlora.drawing.settings import PICTURE, Drawing, scope
 from sdlora.drawing.translate import requests as made
@@ -34,12 +35,7 @@ def requests(drawing: Drawing) -> list[Request]:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SdloraError(f"cannot read the prompts {path}: {error.strerror}; give a text or JSONL file") from error
-    except UnicodeDecodeError as error:
-        raise SdloraError(f"{path} is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+    text = texts.read(path, "a text file with a prompt a line, or JSON lines")
     return [(i, line.strip()) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 

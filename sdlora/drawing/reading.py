@@ -11,11 +11,11 @@ from pydantic import create_model
 
 from sdlora import config
 from sdlora.config import NAME_OR_FOLDER, Settings
-from sdlora.drawing.settings import PICTURE, Drawing, scope
+from sdlora.drawing.settings import NONE, OPTIONAL, PICTURE, Drawing, scope
 from sdlora.errors import SdloraError
+from sdlora.generation.demands import NEEDS
 from sdlora.generation.sources import ALPHA
 
-NONE = "none"  # as the adapter: without any
 HIDDEN = {"named"}
 
 
@@ -38,9 +38,12 @@ def checked(data: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]
     """`data` with every name and value examined; relative paths are seen from `folder`."""
     origin = {key: where for key in data}
     config.check_keys(model(), data, origin)
-    found = config.validated(model(), {**data, **_placed(data, folder)}, origin)
+    off = {name: NONE for name, value in data.items() if is_off(name, value)}
+    said = {name: value for name, value in data.items() if name not in off}
+    found = config.validated(model(), {**said, **_placed(said, folder)}, origin)
     given = {name: getattr(found, name) for name in found.model_fields_set}
-    return {name: (value,) if name == "prompt" and isinstance(value, str) else value for name, value in given.items() if value is not None}
+    values = {name: (value,) if name == "prompt" and isinstance(value, str) else value for name, value in given.items()}
+    return {name: value for name, value in values.items() if value is not None} | off
 
 
 def of_picture(data: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
@@ -51,9 +54,34 @@ def of_picture(data: Mapping[str, Any], where: str, folder: Path) -> dict[str, A
     return found
 
 
+def is_off(name: str, value: Any) -> bool:
+    return name in OPTIONAL and value == NONE
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Several layers of settings as one; the later ones win.
+
+    What one of them switches off takes what the earlier ones say with it, and all that has no effect without: hires = "none" a hires_steps.
+    """
+    found: dict[str, Any] = {}
+    for layer in layers:
+        gone = {other for name, value in layer.items() if is_off(name, value) for other in _bound(name)}
+        found = {name: value for name, value in found.items() if name not in gone} | dict(layer)
+    return found
+
+
 def merged(*layers: Mapping[str, Any]) -> Drawing:
-    """A Drawing of several layers of settings; the later ones win."""
-    return Drawing(**{name: value for layer in layers for name, value in layer.items()})
+    """A Drawing of several layers of settings, as `layered` has them."""
+    return Drawing(**{name: value for name, value in layered(*layers).items() if not is_off(name, value)})
+
+
+def _bound(name: str) -> set[str]:
+    """The settings without an effect when this one is unset, at whatever remove; itself too."""
+    found, before = {name}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {setting for setting, needed in NEEDS.items() if needed in found}
+    return found
 
 
 def _placed(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:

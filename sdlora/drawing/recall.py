@@ -15,7 +15,7 @@ from sdlora.errors import SdloraError
 from sdlora.generation import record
 from sdlora.generation.noise import source_name
 from sdlora.generation.upscale import upscaler
-from sdlora.infotext import CONTENTS, FORBIDDEN, Infotext
+from sdlora.infotext import CONTENTS, FORBIDDEN, RESIZES, Infotext
 from sdlora.models import Components
 from sdlora.prompts import extract, library
 from sdlora.strength import strength as strength_of
@@ -155,10 +155,13 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Hires upscale": _as("hires", float),
     "Hires steps": _as("hires_steps", int),
     "Hires upscaler": _as("hires_upscaler", lambda text: upscaler(text).name),
+    "Exact steps": _as("exact_steps", lambda text: {"True": True, "False": False}[text]),
+    "Resize mode": _as("resize", ({"Crop and resize": "crop"} | {word: name for name, word in RESIZES.items()}).__getitem__),
+    "Background": _as("background"),
     "Mask blur": _as("mask_blur", float),
     "Inpaint area": lambda text: {},
     "Masked area padding": _as("only_masked", int),
-    "Masked content": _as("masked_content", lambda text: {content: name for name, content in CONTENTS.items()}[text]),
+    "Masked content": _as("masked_content", ({"original": "original"} | {word: name for name, word in CONTENTS.items()}).__getitem__),
     "Model hash": lambda text: {},
     "VAE hash": lambda text: {},
 }
@@ -176,7 +179,7 @@ def _foreign(text: Infotext, source: str) -> Recalled:
             continue
         try:
             found = FIELDS[key](value)
-        except KeyError:
+        except KeyError:  # an unknown field, or an unknown word for its value
             warnings.append(f"{source} says {key}: {value[:60]}, which sdlora has no setting for; it is left out")
         except (ValueError, SdloraError):
             warnings.append(f"{source} says {key}: {value[:60]}, which cannot be read; it is left out")
@@ -186,6 +189,10 @@ def _foreign(text: Infotext, source: str) -> Recalled:
         settings["hires_denoise"] = settings.pop("denoise")  # one name for both, since AUTOMATIC1111 never has both
     if not own and "width" in settings:
         settings["floor"] = True
+    if not own and settings.get("sampler") == "DDIM":
+        warnings.append(
+            f"{source} is by AUTOMATIC1111's DDIM, which leaves its last step out; sdlora's takes it, so that the picture differs a little"
+        )
     if text.rest:
         warnings.append(f"{source} has further text behind its settings, which is left out: {text.rest.splitlines()[0][:60]}")
     if not text.fields:

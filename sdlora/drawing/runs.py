@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.atomic import replacing
+from sdlora import texts
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, record
 
@@ -72,6 +72,4 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write(folder: Path, plan: Plan) -> None:
-    text = json.dumps({"version": VERSION, "pictures": plan.entries}, indent=1, ensure_ascii=False)
-    with replacing(folder / NAME) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    texts.write(folder / NAME, json.dumps({"version": VERSION, "pictures": plan.entries}, indent=1, ensure_ascii=False))

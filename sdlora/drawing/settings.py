@@ -70,7 +70,9 @@ class Drawing:
     background: str = _of(PICTURE, "white", "A colour for what is transparent in --init.")
     mask: str | None = _of(PICTURE, None, "Redraw what is white in it alone; alpha: what is transparent in --init.", "IMAGE")
     mask_blur: float | None = _of(PICTURE, None, "Of the mask's edge, in pixels; by default 4 for Stable Diffusion, 2 for emoji.")
-    masked_content: str = _of(PICTURE, "original", "What the masked part starts from: original, noise or nothing.")
+    masked_content: str = _of(
+        PICTURE, "original", "What the masked part starts from: original, fill (the colours around it), noise or nothing."
+    )
     only_masked: int | None = _of(PICTURE, None, "Draw the mask's surroundings, so many pixels of them, at full size.", "PIXELS")
     hires: float | None = _of(PICTURE, None, "Draw, enlarge by this factor, and draw over.", "FACTOR")
     hires_denoise: float | None = _of(PICTURE, None, "How far the enlarged picture is drawn anew; by default 0.7.")
@@ -85,6 +87,8 @@ class Drawing:
     named: tuple[tuple[str, Path], ...] = _of(RUN, (), "The files of <lora:NAME:…> that are known already.", flag="")
 
 
+NONE = "none"  # takes a setting back that an old picture or a settings file has; of adapter: without any
+OPTIONAL = frozenset(f.name for f in fields(Drawing) if f.default is None)  # it is said of these, and of adapter
 SCOPES: Mapping[str, str] = {f.name: f.metadata["scope"] for f in fields(Drawing)}
 OPTIONS = tuple(f for f in fields(Drawing) if f.metadata["flag"] != "")  # those with an option of their own on the command line
 

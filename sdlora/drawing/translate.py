@@ -3,8 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from sdlora.drawing.reading import NONE
-from sdlora.drawing.settings import PICTURE, Drawing, scope
+from sdlora.drawing.settings import NONE, PICTURE, Drawing, scope
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, parse_adapter, parse_pair, parse_seeds
 

@@ -39,7 +39,7 @@ class Result:
 
 def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Path | None = None) -> tuple[Drawing, Recalled | None]:
     """What a picture says, then a settings file, then `given`; the later ones win."""
-    said = {**(reading.from_toml(settings) if settings else {}), **given}
+    said = reading.layered(reading.from_toml(settings) if settings else {}, given)
     if source is None:
         return reading.merged(said), None
     found = recall.recalled(source, said.get("adapters", ()), said)
@@ -89,7 +89,7 @@ def resumed(
     together = [batch for batch in batches(components, wanted, drawing.apply, drawing.batch) if plan.missing.intersection(batch)]
     named = [folder / name for name in plan.names]
     saving = _Saving(components, drawing, {id(wanted[i]): named[i] for i in plan.missing})
-    saving.run([[wanted[i] for i in batch] for batch in crew.share(together)], bar if crew.first else quiet)
+    saving.run([[wanted[i] for i in batch] for batch in crew.share(together)], bar if crew.first else quiet, crew.wait)
     crew.wait()
     return Result([named[i] for i in sorted(plan.missing)], perf_counter() - start, [], plan.known, named)
 
@@ -178,8 +178,9 @@ class _Saving:
     drawing: Drawing
     paths: Mapping[int, Path]  # by the identity of the request; of those in a batch that are missing
 
-    def run(self, together: Sequence[list[Request]], bar: Bar) -> None:
-        """Draw the batches. A picture that turns into NaN is said at the end, and leaves the others in peace; a full disk stops it all."""
+    def run(self, together: Sequence[list[Request]], bar: Bar, wait: Callable[[], None]) -> None:
+        """Draw the batches. A picture that turns into NaN is said at the end, when the other processes are done as well, and leaves the
+        others in peace; a full disk stops it all."""
         everything = [request for batch in together for request in batch]
         wanted = sum(id(request) in self.paths for request in everything)
         lost: list[SdloraError] = []
@@ -195,6 +196,7 @@ class _Saving:
             except SdloraError as error:
                 raise SdloraError(f"{error} ({done} of {wanted} pictures are drawn; the same command goes on)") from error
         if lost:
+            wait()
             raise SdloraError(f"{lost[0]} ({done} of {wanted} pictures are drawn, {wanted - done} are not)") from lost[0]
 
     def _save(self, picture: Picture) -> int:

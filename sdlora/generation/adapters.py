@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from sdlora import hardware
+from sdlora import blocks, hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import WAYS, Stack, applied, strengths
 from sdlora.errors import SdloraError, nearest
 from sdlora.families import V
+from sdlora.generation.passes import steps
 from sdlora.generation.request import Request
 from sdlora.layers import TEXT
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
-from sdlora.strength import Strength
+from sdlora.strength import Strength, governs
 from sdlora.strength import strength as strength_of
 
 TEXT_ENCODERS = (TEXT, f"{TEXT}_2")
@@ -42,25 +43,23 @@ class Active:
     texts: Sequence[Sequence[tuple[Any, Strength]]]  # what is on the text encoders for each picture, by `key`
     parts: Sequence[strengths.Part]
     stack: Stack | None  # None: fused, where strengths stay as they are
-    steps: int
 
-    def face(self, step: int, owners: Sequence[int]) -> None:
-        """Row i of the next call of the U-Net is of the picture owners[i], at `step`, counted from 0."""
+    def face(self, fraction: float, owners: Sequence[int]) -> None:
+        """Row i of the next call of the U-Net is of the picture owners[i], at `fraction` of its pass: i / n at step i of n, from 0."""
         if self.stack is not None and self.parts:
-            rows = {picture: self._etas(step, picture) for picture in dict.fromkeys(owners)}
+            rows = {picture: self._etas(fraction, picture) for picture in dict.fromkeys(owners)}
             self.stack.set_rows([rows[picture] for picture in owners])
 
-    def text_state(self, step: int, picture: int) -> TextState:
-        fraction = step / self.steps
+    def text_state(self, fraction: float, picture: int) -> TextState:
         state = ((key, *(s.at(fraction, f"{encoder}.") for encoder in TEXT_ENCODERS)) for key, s in self.texts[picture])
-        return TextState(tuple(entry for entry in state if any(entry[1:])), lambda: self._enter_text(step, picture))
+        return TextState(tuple(entry for entry in state if any(entry[1:])), lambda: self._enter_text(fraction, picture))
 
-    def _enter_text(self, step: int, picture: int) -> None:
+    def _enter_text(self, fraction: float, picture: int) -> None:
         if self.stack is not None and self.parts:
-            self.stack.set_strengths(self._etas(step, picture))
+            self.stack.set_strengths(self._etas(fraction, picture))
 
-    def _etas(self, step: int, picture: int) -> list[float]:
-        return strengths.at(self.parts, step / self.steps, picture)
+    def _etas(self, fraction: float, picture: int) -> list[float]:
+        return strengths.at(self.parts, fraction, picture)
 
 
 def chosen(request: Request, weighted: Sequence[Weighted], named: Mapping[str, Adapter]) -> list[Wanted]:
@@ -90,7 +89,7 @@ def ways(
 ) -> list[str]:
     """ "stacked" or "fused" for every picture; `many` says how many like this one make a full batch.
 
-    "auto" is fused where one setting holds for all pictures or for a full batch of neighbours, and PAYS steps are to be made with it.
+    "auto" is fused where one setting holds for all pictures or for a full batch of neighbours, and PAYS steps are to be drawn with it.
     It is stacked where a strength changes with the steps, where neighbours have different adapters, and for few steps.
     """
     if apply != AUTO:
@@ -103,7 +102,7 @@ def ways(
         together = [request for request, _ in run]
         enough = len(together) == len(pictures) or len(together) >= many(together[0])
         changing = any(strength.stepwise for _, strength in wanted)
-        pays = compiled or (enough and not changing and min(request.steps for request in together) >= PAYS)
+        pays = compiled or (enough and not changing and min(steps(components, request) for request in together) >= PAYS)
         result += ["fused" if pays and any(acts(strength) for _, strength in wanted) else "stacked"] * len(together)
     return result
 
@@ -124,6 +123,12 @@ def check(components: Components, wanted: Sequence[Wanted], apply: str) -> None:
     """SdloraError for a strength that changes with the steps where it cannot, and for adapters that a compiled U-Net would not see."""
     compiled = hardware.is_compiled(components.unet)
     for _, strength in wanted:
+        if strength.vector:
+            shape = components.unet.config
+            blocks.check_levels(strength.vector, components.name, len(shape.down_block_types), shape.layers_per_block)
+        for key in (key for key, _ in strength.curves if "." in key):
+            if not any(governs(key, f"unet.{name}.") for name, _ in components.unet.named_modules()):
+                raise SdloraError(f"the strength {strength} is said of {key}, a block that {components.name} has not; leave it out")
         if strength.stepwise and apply == "fused":
             remedy = "leave compile out" if compiled else "use apply = stacked"
             raise SdloraError(f"the strength {strength} changes with the steps, which an adapter that is fused cannot; {remedy}")
@@ -145,9 +150,7 @@ def levelled(components: Components, wanted: Sequence[Wanted], named: Mapping[st
 
 
 @contextmanager
-def active(
-    components: Components, wanted: Sequence[Sequence[Wanted]], named: Mapping[str, Adapter], apply: str, steps: int
-) -> Iterator[Active]:
+def active(components: Components, wanted: Sequence[Sequence[Wanted]], named: Mapping[str, Adapter], apply: str) -> Iterator[Active]:
     """Inside, the adapters of all pictures are on the model; what is 0 throughout is left away. Fused, all pictures have the same."""
     with lent(named, [adapter for own in wanted for adapter, _ in own if isinstance(adapter, str)]) as held:
         weighted = [[(held[adapter] if isinstance(adapter, str) else adapter, strength) for adapter, strength in own] for own in wanted]
@@ -158,7 +161,7 @@ def active(
         ]
         etas = strengths.at(parts, 0.0)
         with applied(components.modules, [(adapter, eta) for (adapter, _), eta in zip(parts, etas, strict=True)], apply) as stack:
-            yield Active(texts, parts, stack, steps)
+            yield Active(texts, parts, stack)
 
 
 def textual(adapter: Adapter) -> bool:

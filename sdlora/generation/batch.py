@@ -18,7 +18,7 @@ from sdlora.generation.course import Course
 from sdlora.generation.denoiser import denoiser, keeping, one_timestep
 from sdlora.generation.passes import Pass, Side, passes, size
 from sdlora.generation.request import Request
-from sdlora.generation.sampler import State, sample
+from sdlora.generation.sampler import State, beginning, sample
 from sdlora.generation.samplers import Noise
 from sdlora.generation.schedules import Schedule, schedule
 from sdlora.generation.starts import Origin, Start
@@ -109,7 +109,8 @@ def _pass(
     whole = levels(components, requests[0], one)
     first, fresh = _noise(components, requests, one, whole)
     below = whole.behind(one.skipped)
-    x = (first * below.sigmas[0].item()).to(device)
+    sigma = below.sigmas[0].item()
+    x = (beginning(requests[0].method, first, sigma) if original is None else first * sigma).to(device)
     guidance = torch.tensor([r.guidance for r in requests], device=device).view(-1, 1, 1, 1)
     told = time_ids([sizes(components, request, one.size) for request in requests], device)
     denoise = denoiser(components.unet, components.prediction, course.now, guidance, told)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
@@ -22,6 +22,9 @@ RESIZES = (
     "fit",
     "stretch",
 )  # what happens to a picture of another shape; A1111: "crop and resize", "resize and fill", "just resize"
+
+
+FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))  # radii in pixels, and how often each layer is laid on: A1111's masking.fill
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,22 @@ def blurred(mask: Image.Image, sigma: float) -> Image.Image:
     for axis in (0, 1):
         levels = ndimage.correlate1d(levels, kernel, axis=axis, mode="mirror").round()
     return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """RGB: the part where `mask` (L, as large) is white in the colours of what is around it, and nothing of what was there.
+
+    What is left of the picture is blurred, with weights, far and then ever less, and each laid over the one before; so a place has
+    the colours of the nearest blur that reaches it. Where the mask is 0 the picture stays as it is, bit for bit.
+    """
+    whole = image.convert("RGB").convert("RGBA").convert("RGBa")
+    weighted = Image.composite(whole, Image.new("RGBa", image.size), ImageOps.invert(mask))
+    result = Image.new("RGBA", image.size)
+    for radius, times in FILLS:
+        layer = weighted.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        for _ in range(times):
+            result = Image.alpha_composite(result, layer)
+    return result.convert("RGB")
 
 
 def doubled(mask: Image.Image) -> Image.Image:

@@ -11,24 +11,25 @@ from sdlora.generation.request import Request
 class Course:
     """Encodes all that a batch is told, each text under the strengths of its step; then follows the sampler through its passes.
 
-    Prompts and strengths count the steps that are drawn, out of `Request.steps`: a pass that begins further down the noise levels
-    begins with what holds at the first step, as in AUTOMATIC1111. In the second pass of a hires picture prompts go on counting from
-    1.0, and strengths stay at their last value.
+    Strengths run from 0 to 1 over the steps that are drawn, in each pass anew: img2img with a denoise of 0.3 and the second pass of a
+    hires picture go through all of them. AUTOMATIC1111's extensions for this (loractl) count so, over the sampling steps of the pass.
+    Prompts count the steps that are drawn out of `Request.steps`, and in a second pass go on from 1.0, as AUTOMATIC1111 itself does.
     """
 
     def __init__(self, requests: Sequence[Request], texts: Texts, active: Active, walk: Sequence[Pass]):
         """The requests have one number of steps and the same passes, and all are guided or none is."""
         self.active = active
         self.told: list[Conditions] = []
-        self.strengths: list[int] = []  # for each step of all passes the step whose strengths hold
+        self.fractions: list[float] = []  # for each step of all passes how much of its pass lies behind
+        asked = requests[0].steps
         for number, one in enumerate(walk):
-            span = (one.steps, active.steps) if number else (active.steps, 0)
+            span = (one.steps, asked) if number else (asked, 0)
             for step in range(one.steps):
-                of = active.steps - 1 if number else step
-                states = [active.text_state(of, picture) for picture in range(len(requests))]
+                fraction = step / one.steps
+                states = [active.text_state(fraction, picture) for picture in range(len(requests))]
                 told = conditions(requests, texts, states, step, span, self.face)
                 self.told.append(self.told[-1] if self.told and told.same(self.told[-1]) else told)
-                self.strengths.append(of)
+                self.fractions.append(fraction)
         self.enter(0)
 
     def enter(self, step: int) -> None:
@@ -37,7 +38,7 @@ class Course:
 
     def face(self, owners: Sequence[int]) -> None:
         """The next call of the U-Net has these pictures' rows."""
-        self.active.face(self.strengths[self.step], owners)
+        self.active.face(self.fractions[self.step], owners)
 
     def now(self) -> Conditions:
         return self.told[self.step]

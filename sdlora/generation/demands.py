@@ -12,7 +12,12 @@ from sdlora.generation.upscale import upscaler
 if TYPE_CHECKING:
     from sdlora.generation.request import Request
 
-CONTENTS = ("original", "noise", "nothing")  # of the masked part, to start from; A1111: "original", "latent noise", "latent nothing"
+CONTENTS = (
+    "original",
+    "fill",
+    "noise",
+    "nothing",
+)  # of the masked part, to start from; the last two A1111 calls "latent noise", "latent nothing"
 
 NEEDS = {  # setting -> the one without which it has no effect
     "denoise": "init",
@@ -66,7 +71,9 @@ def _check_hires(request: "Request") -> None:
     if request.init is not None:
         raise SdloraError("hires is for pictures from noise; with init set width and height to what the picture should be drawn at")
     if not (math.isfinite(request.hires) and request.hires >= 1):
-        raise SdloraError(f"hires is {request.hires}; it is the factor by which the picture is enlarged, from 1 on (2 is usual)")
+        raise SdloraError(
+            f"hires is {request.hires}; it is the factor by which the picture is enlarged, from 1 on (2 is usual; none is without)"
+        )
     if request.hires_steps is not None and request.hires_steps < 1:
         raise SdloraError(f"hires_steps is {request.hires_steps}; it has to be at least 1; left out, it is steps")
     upscaler(request.hires_upscaler)

@@ -80,7 +80,7 @@ def generate(
     starts.check(wanted)
     groups = list(_batches(components, wanted, everywhere, named or {}, apply, batch))
     for group in groups:
-        _check(group.base, group.requests[0], offload or components.device)
+        _check(group, offload or components.device)
         for chosen in group.wanted:
             adapters.check(components, chosen, group.apply)
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
@@ -93,12 +93,13 @@ def check_batch(batch: int | None) -> None:
         raise SdloraError(f"batch is {batch}; it has to be at least 1")
 
 
-def _check(components: Components, request: Request, device: torch.device) -> None:
-    """SdloraError for a batch of requests like this one that cannot be drawn."""
-    for one in passes(components, request):
+def _check(group: Group, device: torch.device) -> None:
+    """SdloraError for a batch that cannot be drawn."""
+    request = group.requests[0]
+    for one in passes(group.base, request):
         if one.steps:
-            levels(components, request, one)
-        guard.check(components, one.size, device)
+            levels(group.base, request, one)
+        guard.check(group.base, one.size, device, len(group.requests) * (1 + request.guided) if one.steps else 0)
 
 
 def _pictures(
@@ -109,7 +110,7 @@ def _pictures(
     for group in groups:
         with (
             guard.enough(components),
-            adapters.active(components, group.wanted, named, group.apply, group.requests[0].steps) as active,
+            adapters.active(components, group.wanted, named, group.apply) as active,
         ):
             images = draw(group.base, group.requests, active, texts, known, callback, offload)
         for request, image in zip(group.requests, images, strict=True):

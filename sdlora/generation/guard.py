@@ -16,13 +16,36 @@ MEMORY = Path("/proc/meminfo")  # Linux alone has it; elsewhere the CPU's memory
 GROUP = Path("/sys/fs/cgroup")
 
 
-def check(components: Components, side: Side, device: torch.device) -> None:
-    """SdloraError for a picture of (height, width) pixels that cannot be decoded in the memory that `device` has left."""
-    least, free = decoding(components, side), unused(device)
-    if free is not None and least > free:
+ALIVE = 26  # tensors of a level's width that are alive where the outermost level with attention is widest; measured: 26 to 31
+
+
+def check(components: Components, side: Side, device: torch.device, rows: int = 1) -> None:
+    """SdloraError for pictures of (height, width) pixels that cannot be drawn in the memory that `device` has left.
+
+    rows  pictures that the U-Net sees in one call, those without a prompt included; the VAE decodes them one by one
+    """
+    free = unused(device)
+    if free is None:
+        return
+    found, end = f"{side[1]} × {side[0]} pixels", f"and {_gib(free)} are free on {device}; draw it smaller"
+    if (least := decoding(components, side)) > free:
         tiling = "" if components.vae.use_tiling else ", or set tiling"
-        found = f"a picture of {side[1]} × {side[0]} pixels takes at least {_gib(least)} to decode"
-        raise SdloraError(f"{found}, and {_gib(free)} are free on {device}; draw it smaller{tiling}")
+        raise SdloraError(f"a picture of {found} takes at least {_gib(least)} to decode, {end}{tiling}")
+    if (least := denoising(components, side, rows)) > free:
+        several = ", or with a smaller batch" if rows > 2 else ""
+        raise SdloraError(f"the U-Net takes {_gib(least)} for {rows} × {found} at once, {end}{several}")
+
+
+def denoising(components: Components, side: Side, rows: int) -> int:
+    """Bytes that are alive at once in a call of the U-Net, but for its weights.
+
+    Most are where the feed-forward network of its outermost attention makes 8 of each width: with the skips about 26 tensors of that
+    level's width for Stable Diffusion 1.x, 28 for emoji, 31 for SDXL, whatever the size. Attention itself keeps no table of all pairs.
+    """
+    shape = components.unet.config
+    level = next((i for i, kind in enumerate(shape.down_block_types) if "Attn" in kind), 0)
+    positions = (side[0] // components.factor) * (side[1] // components.factor) // 4**level
+    return ALIVE * shape.block_out_channels[level] * positions * rows * components.dtype.itemsize
 
 
 def decoding(components: Components, side: Side) -> int:

@@ -34,6 +34,11 @@ class Schedule:
         """Without its first levels."""
         return Schedule(self.timesteps[skipped:], self.sigmas[skipped:], self.levels)
 
+    @property
+    def lowest(self) -> float:
+        """σ of the lowest training level; 0.029 for Stable Diffusion."""
+        return self.levels[0].exp().item()
+
     @cached_property
     def _own(self) -> dict[float, float]:
         return dict(zip(self.sigmas.tolist(), self.timesteps.tolist(), strict=False))

@@ -30,6 +30,7 @@ class Origin:
     mask: Source | None = field(hash=False)
     mask_blur: float
     only_masked: int | None
+    filled: bool  # the masked part is painted over before it is encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,8 @@ def origin(components: Components, request: Request) -> Origin:
     assert request.init is not None
     blurred = blur(components, request)
     side = size(components, request)
-    return Origin(side, request.init, request.background, request.resize, request.mask, blurred, request.only_masked)
+    filled = request.mask is not None and request.masked_content != "original"
+    return Origin(side, request.init, request.background, request.resize, request.mask, blurred, request.only_masked, filled)
 
 
 def check(requests: Sequence[Request]) -> None:
@@ -83,13 +85,14 @@ def start(components: Components, origin: Origin) -> Start:
         shown, seen = canvas.fitted(image.crop(box), shape, "fit"), canvas.fitted(mask.crop(box), shape, "fit")
         paste = Paste(image, mask, box)
     redrawn = canvas.latent_mask(seen, (width // components.factor, height // components.factor))
-    return Start(_encoded(components, shown), redrawn, paste)
+    return Start(_encoded(components, canvas.filled(shown, seen) if origin.filled else shown), redrawn, paste)
 
 
 def originals(requests: Sequence[Request], begun: Sequence[Start]) -> Tensor | None:
     """The latents (n, 4, h, w) of a batch with their masked content; None for pictures from noise.
 
-    Noise there is the seed's own, as AUTOMATIC1111 takes it: the same that the picture then starts with.
+    Noise there is the seed's own, as AUTOMATIC1111 takes it: the same that the picture then starts with. As there, what is around
+    noise or nothing has been encoded beside a filled part: the VAE would see a little of the original otherwise.
     """
     if not begun:
         return None
@@ -104,7 +107,7 @@ def redrawn(begun: Sequence[Start]) -> Tensor | None:
 
 
 def _filled(request: Request, start: Start) -> Tensor:
-    if start.redrawn is None or request.masked_content == "original":
+    if start.redrawn is None or request.masked_content in ("original", "fill"):
         return start.latents
     content = torch.zeros_like(start.latents)
     if request.masked_content == "noise":

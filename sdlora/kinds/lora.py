@@ -1,6 +1,6 @@
 """LoRA: W' = W + η (α / r) B A.  Hu et al. 2021, arXiv:2106.09685, eq. 3."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,10 +61,3 @@ def fresh(layer: nn.Module, rank: int, alpha: float, generator: torch.Generator 
     a = torch.randn((rank, *rest), generator=generator, device=device, dtype=torch.float32) / rank
     b = torch.zeros((out, rank, *(1 for _ in rest[1:])), dtype=torch.float32)
     return Lora(a.to(weight.device), b.to(weight.device), float(alpha))
-
-
-def concat(parts: Sequence[tuple[Lora, float]]) -> Lora:
-    """Σ ηᵢ ΔWᵢ as one update of rank Σrᵢ: A = [A₁; …; A_k], B = [s₁B₁ … s_kB_k], sᵢ = ηᵢ αᵢ / rᵢ, α = Σrᵢ."""
-    a = torch.cat([update.a for update, _ in parts])
-    b = torch.cat([update.b * (strength * update.scale) for update, strength in parts], dim=1)
-    return Lora(a, b, float(a.shape[0]))

@@ -1,7 +1,7 @@
 """The denoising objective, each formula with its source: docs/losses.md lists them all."""
 
 from sdlora.loss.errors import ERRORS, THRESHOLDS, error, threshold
-from sdlora.loss.objective import Objective, denoising_loss, mean_error, noised, squared_error, target
+from sdlora.loss.objective import Objective, mean_error, noised, squared_error, target
 from sdlora.loss.weights import WEIGHTINGS, min_snr_weight, weight
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "THRESHOLDS",
     "WEIGHTINGS",
     "Objective",
-    "denoising_loss",
     "error",
     "mean_error",
     "min_snr_weight",

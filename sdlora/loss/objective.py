@@ -6,7 +6,7 @@ from torch import Tensor, float64
 
 from sdlora.families import EPSILON
 from sdlora.loss.errors import ROBUST, error, threshold
-from sdlora.loss.weights import min_snr_weight, weight
+from sdlora.loss.weights import weight
 
 
 def noised(latents: Tensor, noise: Tensor, alphas_bar: Tensor) -> Tensor:
@@ -41,11 +41,6 @@ def mean_error(predicted: Tensor, wanted: Tensor, kind: str = "mse", c: Tensor |
     w = weights.to(each.dtype).expand_as(each).flatten(1)
     total = w.sum(1)
     return (w * each.flatten(1)).sum(1) / total.where(total > 0, 1.0)
-
-
-def denoising_loss(predicted: Tensor, wanted: Tensor, alphas_bar: Tensor, gamma: float = 0.0, prediction: str = EPSILON) -> Tensor:
-    """The weighted loss of each sample, (n,) in fp32: min_snr_weight(ᾱ, γ) · mean (predicted − wanted)²; see `target`."""
-    return min_snr_weight(alphas_bar, gamma, prediction) * squared_error(predicted, wanted)
 
 
 @dataclass(frozen=True)

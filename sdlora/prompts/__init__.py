@@ -3,7 +3,7 @@
 A prompt is never wrong: what is no group is text. Only a malformed <lora:…> is an error.
 """
 
-from sdlora.prompts.attention import EMPHASES, Span, escaped, spans
+from sdlora.prompts.attention import EMPHASES, Span, spans
 from sdlora.prompts.chunks import Chunk, Marks, chunked
 from sdlora.prompts.composition import Part, parts
 from sdlora.prompts.editing import Entry, current, schedule
@@ -24,7 +24,6 @@ __all__ = [
     "chunked",
     "current",
     "encode",
-    "escaped",
     "extract",
     "parts",
     "schedule",

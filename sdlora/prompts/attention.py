@@ -70,11 +70,6 @@ def spans(prompt: str) -> list[Span]:
     return _joined(zip(texts, weights, strict=True)) or [Span("", 1.0)]
 
 
-def escaped(text: str) -> str:
-    r"""`text` with a backslash before each bracket and backslash: `spans` gives it back unweighted, but for BREAK."""
-    return re.sub(r"[()\[\]\\]", r"\\\g<0>", text)
-
-
 def _number(text: str | None) -> float | None:
     try:
         return float(text) if text else None

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from types import FrameType
 
 from sdlora import apply, hardware
 from sdlora.errors import SdloraError
-from sdlora.training import intervals, metrics, placement, saving, tracking, validation
+from sdlora.training import intervals, metrics, processes, saving, tracking, validation
 from sdlora.training.layout import Layout
 from sdlora.training.loop import Step, steps
 from sdlora.training.progress import Silent
 from sdlora.training.run import Run
 from sdlora.training.validation import Score
 
+MOMENT = 2.0  # seconds
 Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
 
 
@@ -49,6 +51,7 @@ class Course:
                 if self.run.world.any(stop()) and step.number < self.last:
                     if self.run.world.main:
                         saving.state(self.run, self.place)
+                    self.run.world.wait()  # who ends takes the others along
                     raise KeyboardInterrupt(f"stopped after step {step.number} of {self.last}; the same command goes on from there")
         self.conclude()
         return self.place.adapter
@@ -66,8 +69,8 @@ class Course:
             metrics.rewind(place.metrics, run.step)
             self.scores = validation.rewind(place.validation, run.step) if self.run.held else []
             self.trackers.start(run.step)
-            if run.step == 0 and not self.scores:
-                self.validate()
+        if run.world.any(run.world.main and run.step == 0 and not self.scores):
+            self.validate()
         self.report.start(run.step)
         run.world.wait()
 
@@ -82,24 +85,26 @@ class Course:
 
     def after(self, step: Step) -> None:
         """What is done once a step is made. The state comes last but for the pictures: what precedes it is there when it is."""
-        if not self.run.world.main:
-            return
-        metrics.append(self.place.metrics, step)
-        self.trackers.log(metrics.numbers(step), step.number)
-        self.report.step(step)
+        main = self.run.world.main
+        if main:
+            metrics.append(self.place.metrics, step)
+            self.trackers.log(metrics.numbers(step), step.number)
+            self.report.step(step)
         if intervals.due(step.number, self.validate_every, self.last):
             self.validate()
-        if intervals.due(step.number, self.save_every, self.last):
+        if main and intervals.due(step.number, self.save_every, self.last):
             saving.adapter(self.run, self.place)
             saving.state(self.run, self.place)
             self.picture()
 
     def validate(self) -> None:
-        """The validation loss of this step; the adapter is kept if none was better."""
-        held = self.run.held
-        if held is None:
+        """The validation loss of this step; the adapter is kept if none was better. Of a base that is split, all processes compute it."""
+        held, world = self.run.held, self.run.world
+        if held is None or not (world.main or world.sharding):
             return
         found = validation.score(self.run, held)
+        if not world.main:
+            return
         so_far = validation.best(self.scores)
         if found.step > 0 and (so_far is None or found.loss < so_far.loss):
             saving.write(self.run, self.place.best)
@@ -113,7 +118,7 @@ class Course:
             return
         components = self.run.components
         with apply.suspended(components.modules), hardware.plain(components.unet):
-            with hardware.resident(placement.unused(components, self.run.config), components.device):
+            with hardware.resident(self.run.idle, components.device):
                 self.draw(saving.file(self.run, self.place), self.run.step)
         self.trackers.picture(self.place.grid, self.run.step)
 
@@ -132,16 +137,18 @@ class Course:
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of the step, so that the state is whole; a second one stops at once."""
+    """Ctrl-C and SIGTERM wait for the end of the step, so that the state is whole; a second one stops at once. Of several processes
+    each gets Ctrl-C from the terminal and once more from their launcher: within a moment they are one."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked: list[int] = []
+    asked: list[float] = []
+    moment = MOMENT if processes.launched() > 1 else 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if asked and time.monotonic() - asked[0] >= moment:
             raise KeyboardInterrupt("stopped at once")
-        asked.append(number)
+        asked.append(time.monotonic())
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora import atomic, config
+from sdlora import atomic, config, texts
 from sdlora.errors import SdloraError
 from sdlora.training.config import TrainConfig
 
@@ -118,8 +118,7 @@ def begin(layout: Layout) -> None:
 
 def write(layout: Layout, settings: TrainConfig) -> None:
     """The settings into the folder: from then on it holds a run of these."""
-    with atomic.replacing(layout.config) as temporary:
-        temporary.write_text(config.dumps(settings), encoding="utf-8")
+    texts.write(layout.config, config.dumps(settings))
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,6 @@ from sdlora.training.loop import steps
 from sdlora.training.processes import ALONE
 
 STEPS = 3
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,11 @@ def measure(config: TrainConfig, components: models.Components | None = None) ->
             encoding = (time.perf_counter() - start) / len(needed)
             run = session._run(config, components, made, cache, {"base model": "", "images": ""}, ALONE)
             if components.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(components.device)
+                hardware.forget_peak(components.device)
             with session.idle_parts(run, gone=alone), placement.checkpointing(components, config):
                 with hardware.compiled(components.unet, config.compile):
                     seconds = tuple(step.seconds for step in steps(run, min(STEPS, config.steps)))
-            return Measured(seconds if len(seconds) > 1 else seconds * 2, encoding, peak(components.device))
+            return Measured(seconds if len(seconds) > 1 else seconds * 2, encoding, hardware.peak(components.device))
         finally:
             apply.eject(components.modules)
 
@@ -60,16 +58,6 @@ def _sources(examples: Sequence[Example], components: models.Components, config:
     images = sources.source("images", examples, components, config, cache, config.batch_size, 1.0, lambda line: None)
     stand_in = Source("prior", images.data, config.priors_per_batch, config.prior.weight)
     return [images, stand_in] if config.prior.on else [images]
-
-
-def peak(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def lines(found: Measured, config: TrainConfig) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sdlora import atomic
+from sdlora import texts
 from sdlora.training.loop import Step
 
 
@@ -24,8 +24,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def rewind(path: Path, step: int) -> None:
     """Forget what comes after `step`: those steps are done again."""
     kept = [line for line in read(path) if line["number"] <= step]
-    with atomic.replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    texts.write(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def numbers(step: Step) -> dict[str, float]:

@@ -60,7 +60,7 @@ def plan(config: TrainConfig) -> Plan:
 def checked(config: TrainConfig) -> tuple[Found, list[Example]]:
     """The pictures to train on and those to validate with; SdloraError for these, and for what else is asked for and is not there."""
     tracking.check(config.trackers)
-    processes.check()
+    processes.check(config)
     if config.init is not None:
         initial.digest(config.init)
     return heldout.divided(sources.gathered(config), config)

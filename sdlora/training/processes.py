@@ -9,20 +9,21 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdlora.errors import SdloraError
+from sdlora.together import joined, launched, rank
+from sdlora.training import sharding
 from sdlora.training.batches import Batch
 from sdlora.training.config import TrainConfig
+from sdlora.training.sharding import Sharding
 
-PATIENCE = timedelta(hours=12)  # one process draws, encodes or validates while the others wait
 REFUSED = {  # variable that accelerate sets -> what it stands for, and why not
-    "ACCELERATE_USE_FSDP": "FSDP shards what is trained, and an adapter is small; every process needs the whole base",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed shards the optimiser's state, and an adapter's is small; it has an optimiser loop of its own",
+    "ACCELERATE_USE_DEEPSPEED": "its ZeRO 1 and 2 share out an optimiser's state, and an adapter's is a few MB; for ZeRO 3's share of the "
+    "base take --use_fsdp --fsdp_version 2",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for transformers of its own kind",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor and context parallelism are not for a U-Net",
 }
@@ -35,6 +36,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    sharding: Sharding | None = None  # where the base is split among them
 
     @property
     def main(self) -> bool:
@@ -100,14 +102,9 @@ def widened(config: TrainConfig, world: World) -> TrainConfig:
     return config.model_copy(update={"batch_size": config.batch_size * world.size, "prior": prior})
 
 
-def launched() -> int:
-    """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def world() -> World:
@@ -115,19 +112,12 @@ def world() -> World:
     check()
     if launched() == 1:
         return World()
-    from accelerate import PartialState
-
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not (
-        torch.cuda.is_available() or torch.backends.mps.is_available()
-    )
-    state = PartialState(cpu=cpu, timeout=PATIENCE)
-    if state.num_processes != launched():
-        raise SdloraError(f"{launched()} processes were launched, and accelerate sees {state.num_processes}; launch them with torchrun")
-    return World(state.process_index, state.num_processes, state.device)
+    state = joined()
+    return World(state.process_index, state.num_processes, state.device, sharding.told())
 
 
-def check() -> None:
-    """SdloraError for what `accelerate launch` was told and a training of an adapter cannot do."""
+def check(config: TrainConfig | None = None) -> None:
+    """SdloraError for what `accelerate launch` was told and a training of an adapter cannot do, or that the settings contradict."""
     for variable, why in REFUSED.items():
         if os.environ.get(variable, "").lower() in ("true", "1"):
             what = variable.removeprefix("ACCELERATE_USE_").replace("_", " ")
@@ -135,6 +125,11 @@ def check() -> None:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
     if precision == "fp8":
         raise SdloraError("accelerate was told --mixed_precision fp8, which is not there; take bf16, fp16 or no")
+    if config and config.precision != "auto" and precision in ("bf16", "fp16") and precision != config.precision:
+        raise SdloraError(f"accelerate was told --mixed_precision {precision}, and precision is {config.precision}; leave one of them out")
+    split = sharding.told()
+    if config:
+        sharding.check(config, split)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend not in ("", "no"):
         raise SdloraError(f"accelerate was told --dynamo_backend {backend}; set compile = true in the settings instead, which is inductor")

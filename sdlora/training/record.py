@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sdlora import __version__, atomic
+from sdlora import __version__, texts
 from sdlora.data import pictures
 from sdlora.training.batches import Source
 from sdlora.training.run import Run
@@ -76,8 +76,7 @@ def commit() -> str | None:
 
 
 def write(path: Path, data: Any) -> None:
-    with atomic.replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    texts.write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def add(path: Path, data: Any) -> None:

@@ -41,6 +41,7 @@ class Run:
     scaler: torch.amp.GradScaler  # of the loss, so that fp16 gradients do not vanish; idle in other precisions
     world: World = ALONE  # the processes that train together
     held: Held | None = None  # what it is validated with
+    idle: Sequence[nn.Module] = ()  # what the steps do without
     step: int = 0  # optimiser steps done
     average: Average | None = field(init=False)  # of the parameters, if the settings ask for one
     guard: Guard = field(init=False)

@@ -15,6 +15,7 @@ from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
 from sdlora.schedule import zero_terminal
+from sdlora.together import together
 from sdlora.training import again, heldout, initial, intervals, optimizers, placement, planning, prior, processes, record, saving, sources
 from sdlora.training import layout as layouts
 from sdlora.training.batches import Source
@@ -25,10 +26,12 @@ from sdlora.training.layout import Layout
 from sdlora.training.processes import ALONE, World
 from sdlora.training.progress import Silent, Terminal
 from sdlora.training.run import Run
+from sdlora.training.sharding import split, whole
 from sdlora.training.tracking import Trackers
 from sdlora.training.trainable import trainable
 
 
+@together()
 def train(
     config: TrainConfig,
     draw: Draw | None = None,
@@ -65,8 +68,8 @@ def train(
             layouts.write(place, config)
             record.write(place.manifest, record.manifest(run))
             record.add(place.environment, record.environment(components.device, config.precision, world.size))
-        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(components, config):
-            with hardware.compiled(components.unet, config.compile):
+        with idle_parts(run, gone=alone and draw is None), placement.checkpointing(run.components, config):
+            with hardware.compiled(run.components.unet, config.compile):
                 return course(run, place, report, draw if world.main else None).carry_out()
 
 
@@ -96,10 +99,13 @@ def underway(
             identity["init"] = initial.digest(config.init)
         if world.size > 1:
             identity["number of processes"] = str(world.size)
+        working = split(components, config, world.sharding, world.device, world.size)
         try:
-            yield _run(config, components, encoded, cache, identity, world, validated)
+            run = _run(config, working, encoded, cache, identity, world, validated)
+            run.idle = [*run.idle, *whole(components, working)]
+            yield run
         finally:
-            apply.eject(components.modules)
+            apply.eject(working.modules)
 
 
 def course(run: Run, place: Layout, report: Silent, draw: Draw | None) -> Course:
@@ -133,12 +139,11 @@ def rescaled(components: Components, config: TrainConfig) -> Components:
 @contextmanager
 def idle_parts(run: Run, gone: bool) -> Iterator[None]:
     """Inside, what the steps do without waits in the CPU's memory, or nowhere at all if they are not needed again."""
-    idle = placement.unused(run.components, run.config)
     if gone:
-        hardware.release(idle)
+        hardware.release(run.idle)
         yield
         return
-    with hardware.resident(idle, torch.device("cpu")):
+    with hardware.resident(run.idle, torch.device("cpu")):
         yield
 
 
@@ -173,4 +178,5 @@ def _run(
     rates = [group["lr"] for group in groups]
     scaler = torch.amp.GradScaler(components.device.type, enabled=config.precision == "fp16")
     optimizer = optimizers.build(groups, config.optimizer.name, config.weight_decay, config.optimizer.arguments)
-    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held)
+    idle = placement.unused(components, config)
+    return Run(config, components, encoded, prompts, identity, parameters, optimizer, rates, scaler, world, held, idle)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sdlora import atomic, hardware
+from sdlora import hardware, texts
 from sdlora.conditioning import predict, time_ids
 from sdlora.data.encode import Row
 from sdlora.loss import noised, squared_error, target
@@ -74,8 +74,7 @@ def append(path: Path, found: Score) -> None:
 def rewind(path: Path, step: int) -> list[Score]:
     """Forget what comes after `step`; what is left."""
     kept = [found for found in read(path) if found.step <= step]
-    with atomic.replacing(path) as temporary:
-        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+    texts.write(path, "".join(map(_line, kept)))
     return kept
 
 

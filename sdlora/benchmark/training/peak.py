@@ -44,9 +44,9 @@ def main(name: str, file: Path) -> None:
     with ready(name, config) as go:
         go(1)
         memory.release()
-        known = {kind: memory.reset(torch.device(kind)) for kind in {where.type, host.type}}
+        known = {kind: hardware.forget_peak(torch.device(kind)) for kind in {where.type, host.type}}
         go(config.steps)
-        peaks = {kind: memory.peak(torch.device(kind)) if here else None for kind, here in known.items()}
+        peaks = {kind: hardware.peak(torch.device(kind)) if here else None for kind, here in known.items()}
     print(json.dumps({"device": peaks[where.type], "host": peaks[host.type]}))
 
 

@@ -65,8 +65,8 @@ def pair_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     ]
 
 
-def brief(analysis: Analysis) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """Header and rows of what fits into a terminal."""
+def brief(analysis: Analysis) -> list[words.Table]:
+    """What fits into a terminal."""
     pairs = [(*line[:4], line[5], pair.comparison.verdict) for pair, line in zip(analysis.pairs, pair_rows(analysis), strict=True)]
     goals = [(words.GOALS, words.goal_rows(analysis.goals))] if analysis.goals else []
     return [(HEADER, rows(analysis)), ((*PAIRS[:4], PAIRS[5], "verdict"), pairs), *goals]
@@ -98,7 +98,7 @@ def method(result: Result) -> str:
 
 
 def interrupted(result: Result) -> str:
-    return "" if result.complete else f"Interrupted: {blocks(result)} of {result.config.blocks} blocks were measured."
+    return f"Interrupted: {blocks(result)} of {result.config.blocks} blocks were measured."
 
 
 def checks(result: Result) -> list[str]:
@@ -126,7 +126,7 @@ def tables(result: Result, analysis: Analysis) -> list[tuple[str, tuple[str, ...
 def markdown(result: Result) -> str:
     """The whole report."""
     analysis = analyse(result)
-    parts = [f"# {TITLE}", subject(result), f"**{interrupted(result)}**" if interrupted(result) else ""]
+    parts = [f"# {TITLE}", subject(result), f"**{interrupted(result)}**" if not result.complete else ""]
     for title, header, lines in tables(result, analysis) if analysis else []:
         parts += [f"## {title}" if title else "", words.table(header, lines)]
     parts += [control_line(analysis) if analysis else "Fewer than two blocks were measured: no ratios.", method(result)]
@@ -139,7 +139,7 @@ def page(result: Result, plot: Path | None) -> str:
     """The same as one HTML file."""
     analysis = analyse(result)
     parts = [f"<h1>{escape(TITLE)}</h1>", html.paragraph(subject(result))]
-    parts += [html.paragraph(interrupted(result), "note")] if interrupted(result) else []
+    parts += [html.paragraph(interrupted(result), "note")] if not result.complete else []
     if analysis:
         for title, header, lines in tables(result, analysis):
             parts += html.section(title, html.table(header, lines)) if title else [html.table(header, lines)]

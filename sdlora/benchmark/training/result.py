@@ -1,13 +1,12 @@
 """One training benchmark as data: every sample; to JSON and back; and its analysis from the raw samples alone."""
 
-import json
 import statistics as plain
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.atomic import replacing
+from sdlora.benchmark import files
 from sdlora.benchmark.gate import Check
 from sdlora.benchmark.names import OVER
 from sdlora.benchmark.result import Goal
@@ -15,7 +14,6 @@ from sdlora.benchmark.statistics import Comparison, compare
 from sdlora.benchmark.training.config import CONTROL, PAIRS, TrainingBenchmarkConfig
 from sdlora.benchmark.training.peak import Peak
 from sdlora.benchmark.work import Work
-from sdlora.errors import SdloraError
 
 FORMAT = "sdlora-training-benchmark/1"
 
@@ -108,27 +106,22 @@ def write(result: Result, path: Path) -> None:
     content |= {"parameters": result.parameters, "complete": result.complete}
     analysis = analyse(result)
     content["analysis"] = asdict(analysis) if analysis else None  # for readers; `read` makes it anew
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write(path, content)
 
 
 def read(path: Path) -> Result:
     """What `write` wrote; SdloraError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise SdloraError(f"{path} is of format {content['format']!r}; this version reads {FORMAT!r}")
-        return Result(
-            config=TrainingBenchmarkConfig.model_validate(content["config"]),
-            environment=content["environment"],
-            gate=tuple(Check(**one) for one in content["gate"]),
-            parameters=content["parameters"],
-            work=tuple(Work(**one) for one in content["work"]),
-            peaks=tuple(Peak(**one) for one in content["peaks"]),
-            samples=tuple(Sample(**one | {"losses": tuple(one["losses"])}) for one in content["samples"]),
-            complete=content["complete"],
-        )
-    except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SdloraError(f"{path} is not the JSON of a training benchmark: {error}") from error
+    return files.read(path, FORMAT, _made)
+
+
+def _made(content: dict[str, Any]) -> Result:
+    return Result(
+        config=TrainingBenchmarkConfig.model_validate(content["config"]),
+        environment=content["environment"],
+        gate=tuple(Check(**one) for one in content["gate"]),
+        parameters=content["parameters"],
+        work=tuple(Work(**one) for one in content["work"]),
+        peaks=tuple(Peak(**one) for one in content["peaks"]),
+        samples=tuple(Sample(**one | {"losses": tuple(one["losses"])}) for one in content["samples"]),
+        complete=content["complete"],
+    )

@@ -1,36 +1,25 @@
 """The course of a training benchmark: the same losses first, then memory, then paired blocks, then the report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
 
 import numpy as np
 
 from sdlora import hardware
-from sdlora.atomic import replacing, writable_folder
-from sdlora.benchmark import environment, gate, plan, setting
+from sdlora.atomic import writable_folder
+from sdlora.benchmark import environment, files, gate, plan, setting
 from sdlora.benchmark.clock import timing
+from sdlora.benchmark.files import Progress
 from sdlora.benchmark.training import peak, plot, report, result
 from sdlora.benchmark.training.config import TrainingBenchmarkConfig
 from sdlora.benchmark.training.contenders import Go, ready
 from sdlora.benchmark.training.result import Analysis, Result, Sample
 from sdlora.benchmark.work import Counter, Work
 
-Progress = Callable[[int, int, str], None]  # done, of how many, what now
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished or interrupted benchmark and its files; without two whole blocks there is no plot."""
-
-    result: Result
-    analysis: Analysis | None
-    json: Path
-    markdown: Path
-    html: Path
-    plot: Path | None
+Outcome = files.Outcome[Result, Analysis]
 
 
 def run(config: TrainingBenchmarkConfig, progress: Progress | None = None) -> Outcome:
@@ -98,7 +87,7 @@ def blocks(found: Result, going: Mapping[str, Go], folder: Path, say: Progress) 
         for block, order in enumerate(orders[: config.blocks]):
             taken = tuple(timed(block, place, name, going[name], config) for place, name in enumerate(order))
             found = replace(found, samples=(*found.samples, *taken))
-            result.write(found, folder / "benchmark.json")
+            result.write(found, folder / files.NAME)
             say(block + 1, config.blocks, "measuring")
     except KeyboardInterrupt:
         say(report.blocks(found), config.blocks, "interrupted")
@@ -114,14 +103,8 @@ def timed(block: int, place: int, name: str, go: Go, config: TrainingBenchmarkCo
     return Sample(block, place, name, seconds[0], cpu, tuple(losses), environment.load())
 
 
-def written(found: Result, folder: Path, name: str = "benchmark.json") -> Outcome:
+def written(found: Result, folder: Path, name: str = files.NAME) -> Outcome:
     """The report of `found`: JSON, Markdown, HTML and, if there is anything to plot, a PNG."""
     analysis, path = result.analyse(found), folder / name
     result.write(found, path)
-    picture = path.with_suffix(".png") if analysis else None
-    if analysis and picture:
-        plot.save(found, analysis, picture)
-    for file, text in ((path.with_suffix(".md"), report.markdown(found)), (path.with_suffix(".html"), report.page(found, picture))):
-        with replacing(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return Outcome(found, analysis, path, path.with_suffix(".md"), path.with_suffix(".html"), picture)
+    return files.reported(found, analysis, path, plot.save, lambda picture: (report.markdown(found), report.page(found, picture)))

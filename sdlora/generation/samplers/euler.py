@@ -40,7 +40,11 @@ def euler_ancestral(model: Model, x: Tensor, sigmas: Sigmas, noise: Noise, *, et
 
 
 def ddim(model: Model, x: Tensor, sigmas: Sigmas, noise: Noise, *, eta: float = 0.0) -> Steps:
-    """Song et al. 2020, arXiv:2010.02502, eq. 12; η = 0 is deterministic, η = 1 has the variance of DDPM."""
+    """Song et al. 2020, arXiv:2010.02502, eq. 12; η = 0 is deterministic, η = 1 has the variance of DDPM.
+
+    As diffusers has it for Stable Diffusion, the last step goes to the lowest training level, ᾱ_0. AUTOMATIC1111 leaves that step
+    out: its DDIM ends on the level t = 1, after one call of the model less than it was asked for.
+    """
     return euler_ancestral(model, x, sigmas, noise, eta=eta)
 
 

@@ -19,8 +19,8 @@ def lms(model: Model, x: Tensor, sigmas: Sigmas, noise: Noise) -> Steps:
         denoised = model(x, sigma)
         slopes = [(x - denoised) / sigma, *slopes[:3]]
         nodes = [sigmas[i - k] for k in range(len(slopes))]
-        for weight, slope in zip(adams_bashforth(nodes, after), slopes, strict=True):
-            x = x + weight * slope
+        steps = [weight * slope for weight, slope in zip(adams_bashforth(nodes, after), slopes, strict=True)]
+        x = x + sum(steps[-2::-1], start=steps[-1])  # the smallest first, and x, which is large, rounded once
         yield x, denoised
 
 

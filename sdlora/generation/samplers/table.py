@@ -26,6 +26,7 @@ class Sampler:
     brownian: bool = False  # its noise belongs to intervals of σ; otherwise each draw is a new one
     renoises: bool = False  # draws new noise at every step, whatever its settings
     discard: bool = False  # leaves out the last level before 0, as AUTOMATIC1111 does for it
+    preserving: bool = False  # keeps variance 1, as its paper has it: from n, not σ n, to the lowest training level, not to 0
 
     @property
     def options(self) -> dict[str, float]:
@@ -49,8 +50,8 @@ SAMPLERS = {
         Sampler("DPM++ 2M SDE", dpmpp_2m_sde, "exponential", brownian=True),
         Sampler("DPM++ 2M SDE Heun", partial(dpmpp_2m_sde, heun=True), "exponential", brownian=True),
         Sampler("DPM++ 3M SDE", dpmpp_3m_sde, "exponential", brownian=True, discard=True),
-        Sampler("DDIM", ddim, "ddim"),
-        Sampler("UniPC", unipc, "sgm_uniform"),
+        Sampler("DDIM", ddim, "ddim", preserving=True),
+        Sampler("UniPC", unipc, "sgm_uniform", preserving=True),
         Sampler("LCM", lcm, "lcm", renoises=True),
     )
 }

@@ -1,0 +1,150 @@
+"""FSDP: during the steps each process holds its share of the frozen base; the adapter is small, and whole in every process.
+
+PyTorch's fully_shard (Zhao et al. 2023, arXiv:2304.11277, in its second version) gathers the weights of one block at a time, before its
+part of the forward and of the backward pass, with the bits that they had. The adapter's gradients are added as they are without it: the
+adapter is that of as many processes without FSDP, but for rounding; states and files are of one form, and one goes on from the other.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sdlora.errors import SdloraError, nearest
+from sdlora.models import Components
+
+if TYPE_CHECKING:
+    from sdlora.training.config import TrainConfig
+
+YES = ("true", "1", "yes")
+POLICIES = ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP")
+REFUSED = {  # what accelerate's plugin can be told to do, and what to do instead
+    "FSDP_OFFLOAD_PARAMS": "leave it out: a share of the base is small beside its activations",
+    "FSDP_ACTIVATION_CHECKPOINTING": "set gradient_checkpointing = true in the settings instead",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "set gradient_checkpointing = true in the settings instead",
+}
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What accelerate's FSDP plugin was told, as far as it means something for a frozen base."""
+
+    policy: str = POLICIES[0]  # which modules are gathered one at a time: blocks of some classes, modules of some size, or all at once
+    classes: tuple[str, ...] = ()  # of the blocks; none: those that the model names as not to be split
+    smallest: int = 0  # numbers in a module of its own, by size
+    reshard: bool = True  # let go of a block's weights between its forward and its backward pass, and gather them twice
+
+
+def told(environment: Mapping[str, str] = os.environ) -> Sharding | None:
+    """As `accelerate launch --use_fsdp` says, in its environment variables; None without it. SdloraError for what cannot be."""
+    if environment.get("ACCELERATE_USE_FSDP", "").lower() not in YES:
+        return None
+    if environment.get("WORLD_SIZE", "1") == "1":
+        raise SdloraError("accelerate was told to use FSDP, and there is one process; launch several, or leave it out")
+    version = environment.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise SdloraError(f"accelerate was told to use FSDP in version {version}, which splits flattened weights; take --fsdp_version 2")
+    for variable, instead in REFUSED.items():
+        if environment.get(variable, "").lower() in YES:
+            raise SdloraError(f"accelerate was told --{variable.lower()} true; {instead}")
+    ignored = environment.get("FSDP_IGNORED_MODULES", "")
+    if ignored:
+        raise SdloraError(f"accelerate was told fsdp_ignored_modules {ignored}; leave it out: the adapter is never split, the base always")
+    policy = environment.get("FSDP_AUTO_WRAP_POLICY", POLICIES[0]).upper()
+    if policy not in POLICIES:
+        raise SdloraError(f"accelerate was told --fsdp_auto_wrap_policy {policy}, which is unknown{nearest(policy, POLICIES)}")
+    classes = tuple(name.strip() for name in environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",") if name.strip())
+    reshard = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    return Sharding(policy, classes, int(float(environment.get("FSDP_MIN_NUM_PARAMS", "1e8"))), reshard)
+
+
+def check(config: "TrainConfig", how: Sharding | None) -> None:
+    """SdloraError for settings that a split base cannot follow."""
+    if how and config.compile:
+        raise SdloraError("compile = true with FSDP: the weights that it gathers block by block break the compiled U-Net up; leave one out")
+
+
+def split(components: Components, config: "TrainConfig", how: Sharding | None, device: torch.device, size: int) -> Components:
+    """`components` with twins of the networks that the steps go through, each in shares on the `size` processes.
+
+    The originals stay whole and are not touched; as nothing holds their weights beside themselves, they can be moved or released.
+    All processes call this, and each forward and backward pass of a twin, together.
+    """
+    if how is None:
+        return components
+    twins = {name: _twin(module) for name, module in components.modules.items() if name in {"unet", *config.learning}}
+    units = {name: _units(twin, how) for name, twin in twins.items()}
+    _known(how, twins)
+    fully_shard = _fully_shard()
+    mesh = torch.distributed.init_device_mesh(device.type, (size,))
+    for name, twin in twins.items():
+        for unit in units[name]:
+            fully_shard(unit, mesh=mesh, reshard_after_forward=how.reshard)
+        if not _by_name(twin):
+            fully_shard(twin, mesh=mesh, reshard_after_forward=False)  # what is left is needed first in the backward pass
+    encoders = [twins.get(name, module) for name, module in components.modules.items() if name != "unet"]
+    return replace(components, unet=twins["unet"], text_encoders=tuple(encoders))
+
+
+def whole(components: Components, working: Components) -> list[nn.Module]:
+    """The originals of what is split in `working`."""
+    return [own for own, used in zip(components.modules.values(), working.modules.values(), strict=True) if own is not used]
+
+
+def _twin(module: nn.Module) -> Any:
+    """Other modules around the same tensors, frozen."""
+    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    twin = copy.deepcopy(module, shared)
+    for part in twin.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter.requires_grad or not parameter.is_contiguous():  # neither has a place in a share
+                setattr(part, name, nn.Parameter(parameter.detach().contiguous(), requires_grad=False))
+    return twin
+
+
+def _units(twin: nn.Module, how: Sharding) -> list[nn.Module]:
+    """The modules below it that are gathered one at a time, the innermost first."""
+    wanted = _policy(twin, how)
+    called = [part for part in twin.modules() if type(part).forward is not nn.Module.forward]  # a list of modules never is
+    inner = [part for part in called if part is not twin and not _by_name(part) and any(True for _ in part.parameters())]
+    return [part for part in reversed(inner) if wanted(part)]
+
+
+def _by_name(part: nn.Module) -> bool:
+    """Whether it looks itself up by the name of its class, which fully_shard changes: transformers' models, for their hidden states.
+    What is in no smaller module of theirs stays whole: a norm and a projection."""
+    from transformers import PreTrainedModel
+
+    return isinstance(part, PreTrainedModel)
+
+
+def _policy(twin: nn.Module, how: Sharding) -> Callable[[nn.Module], bool]:
+    """As accelerate has it."""
+    if how.policy == "NO_WRAP":
+        return lambda part: False
+    if how.policy == "SIZE_BASED_WRAP":
+        return lambda part: sum(parameter.numel() for parameter in part.parameters()) > how.smallest
+    names = how.classes or tuple(getattr(twin, "_no_split_modules", None) or ())
+    return lambda part: type(part).__name__ in names
+
+
+def _known(how: Sharding, twins: Mapping[str, nn.Module]) -> None:
+    there = {type(part).__name__ for twin in twins.values() for part in twin.modules()}
+    for name in how.classes if how.policy == POLICIES[0] else ():
+        if name not in there:
+            raise SdloraError(
+                f"accelerate was told --fsdp_transformer_layer_cls_to_wrap {name}, which is not in the base{nearest(name, there)}"
+            )
+
+
+def _fully_shard() -> Callable[..., Any]:
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError as error:
+        raise SdloraError(f"FSDP in version 2 needs PyTorch 2.6, and this is {torch.__version__}; pip install --upgrade torch") from error
+    return fully_shard
