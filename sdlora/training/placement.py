@@ -11,7 +11,7 @@ from torch import nn
 from sdlora import hardware
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import processes, units
+from sdlora.training import processes, sharding, units
 from sdlora.training.config import TrainConfig
 
 SMALL = 32  # latents up to this wide: attention over at most 1024 places
@@ -78,7 +78,8 @@ def prepared(components: Components, config: TrainConfig) -> Iterator[None]:
             unet.set_attn_processor(AttnProcessor())
         hardware.set_attention(unet, config.attention)
         hardware.set_tiling(components.vae, config.vae_tiling)
-        with nullcontext() if config.compile else units.joined(unet):  # a compiler sees more in the parts themselves
+        parts = config.compile or sharding.told()  # a compiler sees more in the parts; FSDP gathers the weights of modules that are called
+        with nullcontext() if parts else units.joined(unet):
             yield
     finally:
         unet.set_attn_processor(processors)
