@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -84,8 +85,5 @@ def counts(adapter: Adapter, modules: Mapping[str, nn.Module] | None = None) -> 
     for name, update in adapter.layers.items():
         weight = known[name].weight if name in known else None
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else tuple(update.shape)
-        full = 1
-        for n in shape:
-            full *= n
-        result.append(LayerCount(name, shape, update.rank, update.alpha, size(update), full))
+        result.append(LayerCount(name, shape, update.rank, update.alpha, size(update), prod(shape)))
     return result

@@ -78,7 +78,8 @@ def carried(path: str | Path) -> Carried:
             note, comment = image.info.get(JSON), image.info.get(TEXT)
             tags = image.getexif().get_ifd(EXIF)
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise SdloraError(f"cannot read {path} as a picture: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise SdloraError(f"cannot read {path} as a picture: {reason}; give a PNG, JPEG or WebP that is whole") from error
     if note is None and isinstance(tags.get(NOTE), bytes) and tags[NOTE].startswith(OURS):
         note = tags[NOTE].removeprefix(OURS)
     if comment is None and isinstance(tags.get(COMMENT), bytes):
@@ -86,9 +87,9 @@ def carried(path: str | Path) -> Carried:
     try:
         settings = None if note is None else json.loads(note)
     except ValueError as error:
-        raise SdloraError(f"the settings in {path} are damaged: {error}") from error
+        raise SdloraError(f"the settings in {path} are damaged: {error}; it can be seen, but not drawn again") from error
     if not isinstance(settings, dict | None):
-        raise SdloraError(f"the settings in {path} are damaged: they are a {type(settings).__name__}")
+        raise SdloraError(f"the settings in {path} are damaged: they are a {type(settings).__name__}; it can be seen, but not drawn again")
     return Carried(settings, infotext.parsed(comment) if isinstance(comment, str) and comment.strip() else None)
 
 

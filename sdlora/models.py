@@ -52,11 +52,12 @@ class Components:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """The U-Net's; diffusers' own property walks through all its modules, in every step of a training."""
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
 
 def located(base: str | Path) -> Path:
@@ -195,7 +196,9 @@ def _tokenizer(source: Path | str) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(source, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a damaged folder
-        raise SdloraError(f"cannot load the tokenizer in {source}: {str(error).strip().splitlines()[0]}") from error
+        raise SdloraError(
+            f"cannot load the tokenizer in {source}: {str(error).strip().splitlines()[0]}; copy the whole model anew"
+        ) from error
 
 
 def vae_dtype(dtype: torch.dtype, upcast: bool) -> torch.dtype:
@@ -228,7 +231,9 @@ def _schedule(found: Opened) -> Tensor:
     """ᾱ of the base's scheduler."""
     config = found.schedule
     if config.get("trained_betas") is not None:
-        raise SdloraError(f"{found.path}: a scheduler with its own list of betas (trained_betas) is not supported")
+        raise SdloraError(
+            f"{found.path}: a scheduler with its own list of betas (trained_betas) is not supported; only plain base models will do"
+        )
     try:
         bar = alphas_bar(config["beta_start"], config["beta_end"], config["beta_schedule"], config["num_train_timesteps"])
     except KeyError as error:

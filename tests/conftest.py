@@ -10,7 +10,7 @@ import folders
 import numpy as np
 import pytest
 import torch
-from untouched import Watch, changed_settings, settings
+from untouched import Shared, changed_settings, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach for a network
 ROOT = Path(__file__).parent.parent
@@ -24,33 +24,40 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def untouched(request: pytest.FixtureRequest, watched: dict[str, Watch]) -> Iterator[None]:
+def untouched(request: pytest.FixtureRequest, shared: Shared) -> Iterator[None]:
     """Every test begins at the same global random numbers, and leaves the process and the shared bases as it found them."""
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
     before = settings()
     yield
-    found = changed_settings(before)
-    if not {"components", "loaded"}.isdisjoint(request.fixturenames):
-        found += [f"base {name}, {trace}" for name, watch in watched.items() for trace in watch.traces()]
+    if "components" in request.fixturenames:
+        shared.used.add("tiny")
+    found = changed_settings(before) + shared.traces()
     if found:
         pytest.fail(f"{request.node.name} leaves behind: " + "; ".join(found[:9]), pytrace=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def untouched_numbers(request: pytest.FixtureRequest, watched: dict[str, Watch]) -> Iterator[None]:
+def untouched_numbers(request: pytest.FixtureRequest, shared: Shared) -> Iterator[None]:
     """No file of tests leaves other numbers in a shared base, not even by ways that PyTorch does not count."""
     yield
-    found = [f"base {name}, {trace}" for name, watch in watched.items() for trace in watch.traces(every_number=True)]
+    found = shared.traces(every_number=True)
+    shared.used.clear()
     if found:
         pytest.fail(f"{request.node.name} leaves behind: " + "; ".join(found[:9]), pytrace=False)
 
 
 @pytest.fixture(scope="session")
-def watched() -> dict[str, Watch]:
-    """The shared bases that are loaded so far, by name."""
-    return {}
+def shared() -> Shared:
+    return Shared()
+
+
+@pytest.fixture
+def aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes can be imported, if `pip install --target .venv/aside --no-deps bitsandbytes` was done. It lies beside the
+    environment and not in it: where PEFT sees it, every process that imports diffusers pays 2.8 s for it."""
+    monkeypatch.syspath_prepend(Path(sys.prefix) / "aside")
 
 
 @pytest.fixture
@@ -90,13 +97,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def components(tiny_base: Path, watched: dict[str, Watch]):
+def components(tiny_base: Path, shared: Shared):
     """`tiny_base`, loaded. Shared: a test that puts something on it takes it off again."""
     from sdlora import models
 
-    loaded = models.load(tiny_base)
-    watched["tiny"] = Watch(loaded)
-    return loaded
+    return shared.add("tiny", models.load(tiny_base))
 
 
 @pytest.fixture(scope="session")
@@ -110,17 +115,17 @@ def bases(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def loaded(bases, watched: dict[str, Watch]):
+def loaded(bases, shared: Shared):
     """A function kind -> the Components of bases(kind). Shared: a test that puts something on it takes it off again."""
     from functools import cache
 
     from sdlora import models
 
-    @cache
+    known = cache(lambda kind: shared.add(kind, models.load(bases(kind))))
+
     def load(kind: str):
-        components = models.load(bases(kind))
-        watched[kind] = Watch(components)
-        return components
+        shared.used.add(kind)
+        return known(kind)
 
     return load
 

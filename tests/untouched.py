@@ -1,5 +1,7 @@
 """What no test may leave behind: a shared base that is not what it was, or other settings of the process."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from itertools import chain
@@ -32,6 +34,23 @@ def settings() -> list:
 
 def changed_settings(before: list) -> list[str]:
     return [f"{name} was {old} and is {new}" for name, old, new in zip(SETTINGS, before, settings(), strict=True) if old != new]
+
+
+class Shared:
+    """The bases that many tests share, by name; those are looked at that a file of tests uses."""
+
+    def __init__(self) -> None:
+        self.watches: dict[str, Watch] = {}
+        self.used: set[str] = set()
+
+    def add(self, name: str, components):
+        self.watches[name] = Watch(components)
+        return components
+
+    def traces(self, every_number: bool = False) -> list[str]:
+        return [
+            f"base {name}, {trace}" for name in sorted(self.used & self.watches.keys()) for trace in self.watches[name].traces(every_number)
+        ]
 
 
 class Watch:
@@ -75,13 +94,14 @@ class Watch:
 
         What was written through `Tensor.data` counts no version: `every_number` finds it, in ten times the time.
         """
-        try:
-            if not every_number and self._seen() == self.seen:
-                return []
-        except RuntimeError:  # a tensor in the place of another has no plain ==
-            pass
-        found = [*self._in_tables(), *self._in_tensors()]
-        self.remember()
+        now = self._seen()
+        tables = _equal(now[:2], self.seen[:2])
+        if not every_number and tables and _equal(now[2:], self.seen[2:]):
+            return []
+        found = [*(() if tables else self._in_tables()), *self._in_tensors()]
+        self.seen = now
+        if found:
+            self.remember()
         return found
 
     def _in_tables(self) -> Iterator[str]:
@@ -100,6 +120,13 @@ class Watch:
                 yield f"{name} has other numbers, or others of a kind"
             if tensor.requires_grad != self.learns[name] or tensor.grad is not None:
                 yield f"{name} takes a gradient now, or none any more"
+
+
+def _equal(one: tuple, other: tuple) -> bool:
+    try:
+        return one == other
+    except RuntimeError:  # a tensor in the place of another has no plain ==
+        return False
 
 
 def _short(value: object) -> str:

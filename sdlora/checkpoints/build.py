@@ -20,7 +20,7 @@ def skeleton(kind: str, config: Mapping[str, Any]) -> Any:
 
     from sdlora import imports
 
-    imports.defer()
+    imports.lighten()
     import diffusers
 
     with torch.device("meta"):
@@ -51,7 +51,8 @@ def check(component: str, module: nn.Module, weights: Mapping[str, Stored], wher
     for name, shape in expected.items():
         found = weights[name]
         if found.shape != shape:
-            raise SdloraError(f"{where}: {name} of the {component} is {list(found.shape)}, and its configuration says {list(shape)}")
+            said = f"{where}: {name} of the {component} is {list(found.shape)}, and its configuration says {list(shape)}"
+            raise SdloraError(f"{said}; weights and configuration have to come from one model")
         if not found.dtype.is_floating_point:
             raise SdloraError(f"{where}: {name} of the {component} is {found.dtype}; quantised weights are not supported")
 

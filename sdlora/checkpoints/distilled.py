@@ -21,7 +21,7 @@ def refuse(file: Contents) -> None:
     """SdloraError for a U-Net that is known to have fewer layers than its family's."""
     what = DISTILLED.get(_depths(file.tensors))
     if what:
-        raise SdloraError(f"{file.path} is {what}: its U-Net has fewer layers than the model that it was distilled from")
+        raise SdloraError(f"{file.path} is {what}: its U-Net has fewer layers than the model that it was distilled from; take that one")
 
 
 def _depths(keys: Iterable[str]) -> tuple[int, ...]:

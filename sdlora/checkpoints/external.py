@@ -39,7 +39,7 @@ def _folder(path: Path) -> tuple[dict[str, Any], Any, dict[str, Stored], list[Pa
     inner = path / "vae" if (path / "vae" / "config.json").is_file() else path
     config = folder.config_of(inner)
     if config.get("_class_name", KIND) != KIND:
-        raise SdloraError(f"{inner} is a {config['_class_name']}, not an {KIND}")
+        raise SdloraError(f"{inner} is a {config['_class_name']}, not an {KIND}; give the VAE's own folder or file")
     module, files = build.skeleton(KIND, config), weight_files(inner)
     weights, _ = folder.weights_of(module, files)
     build.check("vae", module, weights, inner)

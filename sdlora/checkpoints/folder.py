@@ -77,7 +77,9 @@ def family_of(path: Path, wanted: str | None = None) -> Family:
         raise SdloraError(f"{path} is {what} (its U-Net takes {channels} channels); only plain base models will do")
     found = next((family for family in alike if family.linear == linear), None)
     if found is None:
-        raise SdloraError(f"{path} is a {pipeline}, but its U-Net has {'' if linear else 'no '}linear projections: not {alike[0].title}")
+        raise SdloraError(
+            f"{path} is a {pipeline}, but its U-Net has {'' if linear else 'no '}linear projections: not {alike[0].title}; copy it anew"
+        )
     if wanted is not None and wanted not in FAMILIES:
         raise SdloraError(f"unknown family {wanted!r}{nearest(wanted, FAMILIES)}")
     if wanted not in (None, found.name):
@@ -108,15 +110,15 @@ def _agree(path: Path, family: Family, settings: Mapping[str, Mapping[str, Any]]
             raise SdloraError(f"{path / component} is of the class {stated}, not {kind}; give a plain base model")
     unet = settings["unet"]
     if (unet.get("addition_embed_type") == "text_time") != family.pooled:
-        raise SdloraError(
-            f"{path} is a {family.pipeline}, but its U-Net takes {'no ' if family.pooled else ''}sizes: a mixture of two models"
-        )
+        takes = f"its U-Net takes {'no ' if family.pooled else ''}sizes"
+        raise SdloraError(f"{path} is a {family.pipeline}, but {takes}: a mixture of two models; copy the whole model anew")
     if unet.get("time_cond_proj_dim") is not None:
         raise SdloraError(f"{path} is a latent consistency model (its U-Net is told the guidance); only plain base models will do")
     widths: list[Any] = [settings[name].get("hidden_size") for name, _ in family.text_encoders]
     taken = unet.get("cross_attention_dim")
     if all(isinstance(width, int) for width in (*widths, taken)) and sum(widths) != taken:
-        raise SdloraError(f"{path}: its text encoders say {sum(widths)} numbers a token, its U-Net takes {taken}: a mixture of two models")
+        found = f"its text encoders say {sum(widths)} numbers a token, its U-Net takes {taken}: a mixture of two models"
+        raise SdloraError(f"{path}: {found}; copy the whole model anew")
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SdloraError(f"cannot read {path}: {error.strerror}; the base model's folder is not complete") from error
     except ValueError as error:
-        raise SdloraError(f"{path} is not valid JSON: {error}") from error
+        raise SdloraError(f"{path} is not valid JSON: {error}; copy the whole model anew") from error
     if not isinstance(found, dict):
         raise SdloraError(f"{path} is JSON, but no table of settings; copy the whole model")
     return found

@@ -37,7 +37,7 @@ def sha256(files: Sequence[Path]) -> str:
         try:
             stat = path.stat()
         except OSError as error:
-            raise SdloraError(f"cannot read {path}: {error.strerror}") from error
+            raise SdloraError(f"cannot read {path}: {error.strerror}; the base model has to stay where it is while it is used") from error
         stamps.append((str(path.resolve()), stat.st_mtime_ns, stat.st_size))
     return _remembered(tuple(stamps))
 

@@ -90,11 +90,15 @@ def _refuse(file: Contents) -> None:
     try:
         channels = getter(keys)(unet.PREFIX + "input_blocks.0.0.weight").shape[1]
     except (KeyError, IndexError):
-        raise SdloraError(f"{file.path} has no first convolution ({unet.PREFIX}input_blocks.0.0.weight): cut off or renamed") from None
+        raise SdloraError(
+            f"{file.path} has no first convolution ({unet.PREFIX}input_blocks.0.0.weight): cut off or renamed; fetch it again"
+        ) from None
     if channels in CHANNELS:
         raise SdloraError(f"{file.path} is {CHANNELS[channels]} (its U-Net takes {channels} channels); only plain base models will do")
     if channels != 4:
-        raise SdloraError(f"{file.path}: the U-Net takes {channels} channels, not 4: no model that sdlora knows")
+        raise SdloraError(
+            f"{file.path}: the U-Net takes {channels} channels, not 4: no model that sdlora knows; only plain base models will do"
+        )
     if starts(keys, REFINER):
         raise SdloraError(f"{file.path} is the Stable Diffusion XL refiner, which is no base model; use the base checkpoint")
 
@@ -119,12 +123,14 @@ def _agree(file: Contents, family: Family) -> None:
     if sized != family.pooled:
         if family.name == "sd2":
             raise SdloraError(f"{file.path} is Stable unCLIP (its U-Net takes an image embedding); only plain base models will do")
-        raise SdloraError(f"{told}, but its U-Net {'takes' if sized else 'does not take'} sizes: a mixture of two models")
+        raise SdloraError(f"{told}, but its U-Net {'takes' if sized else 'does not take'} sizes: a mixture of two models; fetch it again")
     if linear != family.linear:
-        raise SdloraError(f"{told}, but its U-Net projects with {'matrices' if linear else 'convolutions'}: a mixture of two models")
+        raise SdloraError(
+            f"{told}, but its U-Net projects with {'matrices' if linear else 'convolutions'}: a mixture of two models; fetch it again"
+        )
     said = sum(_width(get, prefix, paths) for prefix, paths in zip(TEXTS[family.name], POSITIONS[family.name], strict=True))
     if said != width:
-        raise SdloraError(f"{told} and give {said} numbers a token, but its U-Net takes {width}: a mixture of two models")
+        raise SdloraError(f"{told} and give {said} numbers a token, but its U-Net takes {width}: a mixture of two models; fetch it again")
     stated = file.metadata.get("modelspec.architecture", "").partition("/")[0]
     owner = next((name for start, name in ARCHITECTURES if stated.lower().startswith(start)), family.name)
     if owner != family.name:
@@ -136,7 +142,7 @@ def _attention(tensors: Mapping[str, Stored], keys: list[str]) -> tuple[bool, in
     projection = next((key for key in keys if re.search(r"\.?1\.?proj_in\.?weight$", key)), None)
     crossing = next((key for key in keys if re.search(r"attn2\.?to_k\.?weight$", key)), None)
     if projection is None or crossing is None:
-        raise SdloraError("the U-Net has no attention to text: cut off, renamed, or no Stable Diffusion")
+        raise SdloraError("the U-Net has no attention to text: cut off, renamed, or no Stable Diffusion; fetch it again")
     return len(tensors[projection].shape) == 2, tensors[crossing].shape[1]
 
 
@@ -146,7 +152,7 @@ def _width(get: Get, prefix: str, paths: Iterable[str]) -> int:
             return get(prefix + path).shape[1]
         except KeyError:
             continue
-    raise SdloraError(f"the text encoder under {prefix} has no position embedding: cut off or renamed")
+    raise SdloraError(f"the text encoder under {prefix} has no position embedding: cut off or renamed; fetch the file again")
 
 
 def prediction_of(file: Contents, family: Family, wanted: str | None = None) -> Prediction:

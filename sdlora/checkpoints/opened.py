@@ -51,7 +51,8 @@ class Opened:
         strange = [name for name in self.surplus if name.startswith(("unet.", "model.diffusion_model."))]
         if strange:
             raise SdloraError(
-                f"{self.path} has {len(strange)} tensors that the U-Net of {self.family.title} does not have: {build.some(strange)}"
+                f"{self.path} has {len(strange)} tensors that the U-Net of {self.family.title} does not have: {build.some(strange)}; "
+                "it is of another architecture, and only plain base models will do"
             )
 
     def check_vocabulary(self) -> None:

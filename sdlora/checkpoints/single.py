@@ -111,7 +111,7 @@ def _stated(file: Contents) -> dict[str, Any] | None:
     try:
         stated = json.loads(file.metadata.get(CONFIGS, "null"))
     except ValueError as error:
-        raise SdloraError(f"{file.path}: {CONFIGS} in its header is not JSON: {error}") from error
+        raise SdloraError(f"{file.path}: {CONFIGS} in its header is not JSON: {error}; convert the base anew") from error
     if stated is None or (isinstance(stated, dict) and all(isinstance(own, dict) for own in stated.values())):
         return stated
     raise SdloraError(f"{file.path}: {CONFIGS} in its header is no table of configurations; convert the base anew")

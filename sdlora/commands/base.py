@@ -65,11 +65,11 @@ def convert(
 
     Example: sdlora base convert v1-5-pruned-emaonly.safetensors v1-5/
     """
-    from sdlora import models
+    from sdlora import hardware, models
     from sdlora.checkpoints import folder, single
     from sdlora.errors import SdloraError
 
-    dtype = _dtype(precision)
+    dtype = hardware.dtype(precision) if precision else None
     one = target.suffix.lower() == ".safetensors"
     if target.suffix.lower() in WRITTEN_BY_OTHERS:
         raise SdloraError(f"cannot write {target}: give a name that ends in .safetensors, or a folder")
@@ -82,17 +82,6 @@ def convert(
     else:
         folder.export(found, target, dtype)
     typer.echo(f"{target}: {found.family.title}, {'one file' if one else 'diffusers'}")
-
-
-def _dtype(precision: str | None) -> Any:
-    import torch
-
-    from sdlora.errors import SdloraError, nearest
-
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision is not None and precision not in known:
-        raise SdloraError(f"unknown precision {precision!r}{nearest(precision, known)}")
-    return known[precision] if precision else None
 
 
 def _facts(base: "Opened", rank: int, targets: list[str]) -> dict[str, Any]:

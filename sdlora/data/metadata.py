@@ -80,7 +80,9 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise SdloraError(f"{where} is not valid JSON: {error}") from error
+        raise SdloraError(
+            f"{where} is not valid JSON: {error}; mend it, or delete the file and write captions beside the images"
+        ) from error
 
 
 def _captions(entry: Any) -> tuple[str, ...]:

@@ -74,6 +74,7 @@ class Drawing:
     masked_content: str = _of(
         PICTURE, "original", "What the masked part starts from: original, fill (the colours around it), noise or nothing."
     )
+    soft_mask: bool = _of(PICTURE, False, "Redraw what is grey in the blurred mask in the last steps alone: half of them for half grey.")
     only_masked: int | None = _of(PICTURE, None, "Draw the mask's surroundings, so many pixels of them, at full size.", "PIXELS")
     hires: float | None = _of(PICTURE, None, "Draw, enlarge by this factor, and draw over.", "FACTOR")
     hires_denoise: float | None = _of(PICTURE, None, "How far the enlarged picture is drawn anew; by default 0.7.")

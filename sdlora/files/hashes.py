@@ -10,7 +10,7 @@ from sdlora.files.container import serialised
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Kohya's two hashes and ModelSpec's, by which tools recognise an adapter whatever else its header says.
+    """Kohya's two and ModelSpec's.
 
     sshs_model_hash: sha256 of all behind the header. sshs_legacy_hash: the first 8 digits of the sha256 of the bytes from
     0x100000 to 0x110000 of the file with the ss_… metadata only. modelspec.hash_sha256: the tensors in the order of their names.

@@ -19,7 +19,7 @@ def save(adapter: Adapter, path: str | Path, format: str = "kohya") -> Path:
     if format not in FORMATS:
         raise SdloraError(f"unknown adapter format {format!r}{nearest(format, FORMATS)}")
     if not adapter.layers:
-        raise SdloraError(f"an adapter without layers is not written ({path})")
+        raise SdloraError(f"an adapter without layers is not written ({path}); choose other components or layers")
     encoded = FORMATS[format].encode(adapter.layers, adapter_family(adapter))
     tensors = {key: _copy(tensor) for key, tensor in encoded.items()}
     stale = {key for dialect in FORMATS.values() for key in dialect.header(adapter.layers)}

@@ -122,10 +122,10 @@ def _pass(
     if original is not None:
         x = original + x
         if redrawn is not None:
-            denoise = keeping(denoise, redrawn.to(device), original)
+            denoise = keeping(denoise, redrawn.to(device), original, below.sigmas.tolist())
     with one_timestep(components.unet), constant(cross_attention(components.unet)):
         end = sample(requests[0].method, denoise, x, below, fresh, after)
-    return end if original is None or redrawn is None else torch.where(redrawn.to(device), end, original)
+    return end if original is None or redrawn is None else torch.where(redrawn.to(device) > 0, end, original)
 
 
 def _noise(components: Components, requests: list[Request], one: Pass, whole: Schedule) -> tuple[Tensor, Noise]:

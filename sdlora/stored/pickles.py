@@ -25,7 +25,7 @@ def contents(path: Path) -> Contents:
     tensors = {str(name): _stored(path, str(name), value) for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         what = recognise.what([str(key) for key in loaded])
-        raise SdloraError(f"{path} {f'is {what}, not named tensors' if what else 'holds no tensors by name'}")
+        raise SdloraError(f"{path} {f'is {what}, not named tensors' if what else 'holds no tensors by name'}; give the model's own file")
     numbers = {str(k): float(v) for k, v in loaded.items() if isinstance(v, int | float)}
     return Contents(path, tensors, {}, numbers)
 

@@ -26,7 +26,7 @@ def kind(path: Path) -> str:
         with open(path, "rb") as file:
             start = file.read(32)
     except OSError as error:
-        raise SdloraError(f"cannot read {path}: {error.strerror}") from error
+        raise SdloraError(f"cannot read {path}: {error.strerror}; give a .safetensors file, or a checkpoint of PyTorch's") from error
     if not start:
         return "is empty (0 bytes); fetch it again"
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):

@@ -8,11 +8,12 @@ from typing import Any
 
 from sdlora import files, models
 from sdlora.errors import SdloraError
+from sdlora.files.parts import PART
 from sdlora.training import foreign
 from sdlora.training.config import TrainConfig
 
 HERE = (  # of this machine, or without a part in the adapter
-    *("images", "folders", "regularisation", "metadata", "strict", "output", "cache", "base", "vae", "init"),
+    *("images", "folders", "regularisation", "metadata", "strict", "output", "cache", "cache_limit", "base", "vae", "init"),
     *("device", "samples", "validation"),
     *("save_every", "keep_states", "keep_checkpoints", "trackers"),
 )
@@ -43,7 +44,8 @@ def read(path: Path) -> Again:
     if "ss_network_dim" in metadata:
         found, notes = foreign.settings(metadata, files.read(path))
         return Again(found, notes)
-    raise SdloraError(f"the header of {path} does not say how it was trained (neither sdlora's settings nor kohya's ss_… fields)")
+    fields = "neither sdlora's settings nor kohya's ss_… fields"
+    raise SdloraError(f"the header of {path} does not say how it was trained ({fields}); train with a settings file")
 
 
 def _own(path: Path, metadata: Mapping[str, str]) -> Again:
@@ -55,6 +57,8 @@ def _own(path: Path, metadata: Mapping[str, str]) -> Again:
     settings = _without_none(data)
     unknown = [name for name in settings if name not in TrainConfig.model_fields]
     notes = tuple(f"{name} = {settings.pop(name)!r} is left out: this version does not have it" for name in unknown)
+    if PART in metadata:
+        notes += (f"{path.name} is a part of an adapter, and these are the settings of the whole; include chooses its layers",)
     base = metadata.get("sdlora.base", "")
     if base in models.BUILT_IN:
         settings["base"] = base

@@ -37,7 +37,9 @@ def start(modules: Mapping[str, nn.Module], path: Path) -> int:
         if trained is None:
             raise SdloraError(f"init {path} has the layer {name}, which is not trained here; add the target that it lies in")
         if not isinstance(update, Lora) or trained.kind is not Lora:
-            raise SdloraError(f"init {path}: {name} is a {type(update).__name__}, and here a {trained.kind.__name__} is trained")
+            raise SdloraError(
+                f"init {path}: {name} is a {type(update).__name__}, and here a {trained.kind.__name__} is trained; leave init out"
+            )
         if update.rank > trained.update.rank:
             raise SdloraError(f"init {path} has rank {update.rank} at {name}, and {trained.update.rank} is trained; set rank={update.rank}")
         _fill(trained, update)
