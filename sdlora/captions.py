@@ -33,7 +33,8 @@ class Wording:
 
 def beside(image: Path) -> list[Path]:
     """The caption files of `image`: those that are there."""
-    return [path for path in (image.with_suffix(suffix) for suffix in SUFFIXES) if path.is_file()]
+    both = ((image.with_suffix(suffix), image.with_suffix(suffix.upper())) for suffix in SUFFIXES)  # some programs write .TXT
+    return [found[0] for names in both if (found := [path for path in names if path.is_file()])]
 
 
 def read(image: Path, lines: bool = False) -> tuple[str, ...]:

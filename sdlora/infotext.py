@@ -154,6 +154,7 @@ def _fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Hires steps": get("hires_steps"),
         "Hires upscaler": get("hires_upscaler"),
         "Mask blur": get("mask_blur"),
+        "Soft mask": get("soft_mask"),
         "Inpaint area": "Only masked" if "only_masked" in settings else None,
         "Masked area padding": get("only_masked"),
         "Masked content": CONTENTS.get(get("masked_content", "")),

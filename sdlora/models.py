@@ -52,11 +52,12 @@ class Components:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """The U-Net's; diffusers' own property walks through all its modules, in every step of a training."""
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
 
 def located(base: str | Path) -> Path:

@@ -54,6 +54,13 @@ def shared() -> Shared:
 
 
 @pytest.fixture
+def aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes can be imported, if `pip install --target .venv/aside --no-deps bitsandbytes` was done. It lies beside the
+    environment and not in it: where PEFT sees it, every process that imports diffusers pays 2.8 s for it."""
+    monkeypatch.syspath_prepend(Path(sys.prefix) / "aside")
+
+
+@pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch):
     """A function (module of a command, its name) -> a function: command-line words -> what was printed.
 

@@ -24,6 +24,12 @@ def true_size(family: str) -> dict[str, nn.Module]:
 
 
 @lru_cache
+def networks(family: str) -> dict[str, nn.Module]:
+    """The same and the VAE, as footprint.networks gives them."""
+    return {**true_size(family), "vae": build.skeleton("AutoencoderKL", configs.packaged(family)["vae"])}
+
+
+@lru_cache
 def short(family: str) -> dict[str, nn.Module]:
     """The same layers by name and kind, narrow; two layers in each text encoder."""
     encoders = {}

@@ -72,12 +72,17 @@ def test_the_weight_is_full_from_the_middle_of_the_blurred_edge_on():
     ]
 
 
-def test_a_latent_is_redrawn_or_is_not():
+def test_a_latent_is_redrawn_or_is_not_but_for_a_soft_mask():
     assert (
         canvas.latent_mask(Image.new("L", (64, 32), 255), (16, 8)).all() and not canvas.latent_mask(Image.new("L", (64, 32)), (16, 8)).any()
     )
     half = canvas.latent_mask(rectangle((64, 32), (32, 0, 64, 32)), (16, 8))
-    assert half.shape == (1, 1, 8, 16) and half[..., 8:].all() and not half[..., :8].any()
+    for level, hard in ((0, 0), (100, 0), (150, 1), (255, 1)):
+        grey = Image.new("L", (64, 32), level)
+        assert (canvas.latent_mask(grey, (16, 8)) == hard).all() and (
+            canvas.latent_mask(grey, (16, 8), soft=True) == np.float32(level / 255)
+        ).all()
+    assert half.shape == (1, 1, 8, 16) and (half[..., 8:] == 1).all() and not half[..., :8].any()
 
 
 SIDES = st.integers(1, 60)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from sdlora import conditioning, data, latents
 from sdlora.data import Cache, DataSettings, encode, gather, pictures
-from sdlora.data.encode import embeddings
 from sdlora.errors import SdloraError
+from sdlora.training import text
 
 
 @pytest.fixture
@@ -150,9 +150,10 @@ def test_nothing_is_encoded_twice(folder, components, tmp_path_factory, monkeypa
     first = Cache(place)
     found = data.scan(folder)
     one = encode(found, components, 64, first, flip=True)
-    texts = embeddings([e.caption for e in found], components, first)
-    views = one.rows[0].views[0]
-    assert first.made == 3 * 2 + 3 and len(one) == 3 and [view.latents.shape for view in views] == [(4, 16, 16)] * 2
+    captions = [e.caption for e in found]
+    texts = text.cached(captions, components, first)(captions)
+    views = one.rows[0].views[0]  # three captions, and what stands for none
+    assert first.made == 3 * 2 + 4 and len(one) == 3 and [view.latents.shape for view in views] == [(4, 16, 16)] * 2
 
     def fail(*args):
         raise AssertionError("encoded again")
@@ -163,7 +164,7 @@ def test_nothing_is_encoded_twice(folder, components, tmp_path_factory, monkeypa
     again = encode(data.scan(folder), components, 64, second, flip=True)
     for row, other in zip(again.rows, one.rows, strict=True):
         assert all(torch.equal(a.latents, b.latents) for a, b in zip(row.views[0], other.views[0], strict=True))
-    assert torch.equal(embeddings([e.caption for e in found], components, second).context, texts.context)
+    assert torch.equal(text.cached(captions, components, second)(captions).context, texts.context)
     assert second.made == 0
 
 
@@ -174,10 +175,10 @@ def test_what_changed_is_encoded_anew_and_only_that(folder, components, tmp_path
         cache = Cache(place)
         found = data.scan(folder)
         encode(found, components, size, cache)
-        embeddings([e.caption for e in found], components, cache)
+        text.cached([e.caption for e in found], components, cache)
         return cache.made
 
-    assert made() == 6 and made() == 0
+    assert made() == 7 and made() == 0  # three pictures, three captions, and what stands for none
     Image.new("RGB", (64, 64), "red").save(folder / "1.png")
     assert made() == 1
     (folder / "2.txt").write_text("another")
@@ -188,7 +189,7 @@ def test_what_changed_is_encoded_anew_and_only_that(folder, components, tmp_path
     assert made(32) == 3
     for damaged in place.rglob("*.safetensors"):
         damaged.write_bytes(b"x")
-    assert made() == 6 and made(32) == 3
+    assert made() == 7 and made(32) == 3
 
 
 def test_the_mirrored_view_is_the_latent_of_the_mirrored_picture(folder, components):

@@ -13,7 +13,7 @@ from PIL import Image
 from sdlora import cli, data, training
 from sdlora.commands import cache as cache_command
 from sdlora.commands import dataset
-from sdlora.data import Cache, check
+from sdlora.data import Cache, check, sizes
 from sdlora.data.check import KINDS, NOTES
 from sdlora.errors import SdloraError
 from sdlora.training import TrainConfig
@@ -175,9 +175,9 @@ def test_what_is_no_age_or_size_is_said(command_line, words):
 
 
 def test_sizes_and_ages_are_read_and_written():
-    assert cache_command.size("2GB") == 2 * 10**9 and cache_command.size("1.5 MiB") == 1572864 and cache_command.size("0") == 0
+    assert sizes.size("2GB") == 2 * 10**9 and sizes.size("1.5 MiB") == 1572864 and sizes.size("0") == 0
     assert cache_command.seconds("30d") == 30 * 86400 and cache_command.seconds("12h") == 43200
-    assert cache_command.readable(1_234_567) == "1.2 MB" and cache_command.readable(12) == "12 B"
+    assert sizes.readable(1_234_567) == "1.2 MB" and sizes.readable(12) == "12 B"
 
 
 def test_tag_frequencies_count_pictures(folder):

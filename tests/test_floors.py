@@ -8,7 +8,21 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "sdlora"
 FLOORS = (  # by the first name below sdlora; a new module has to be given its place here
     {"errors", "atomic", "texts", "config", "families", "imports", "together"},
-    {"layers", "schedule", "captions", "images", "infotext", "sheet", "origin", "strength", "blocks", "prompts", "recognise", "stored"},
+    {
+        "layers",
+        "schedule",
+        "captions",
+        "images",
+        "infotext",
+        "sheet",
+        "origin",
+        "strength",
+        "blocks",
+        "prompts",
+        "recognise",
+        "stored",
+        "lean",
+    },
     {"adapter", "loss"},
     {"kinds", "matching"},
     {"formats", "checkpoints"},

@@ -53,8 +53,21 @@ def plain(components) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("batch", [2, 3, 5])
 def test_a_picture_does_not_depend_on_its_batch(components, plain, batch: int):
-    """Measured: bit for bit. One level is allowed for kernels of other machines, whose rounding may depend on the batch."""
-    assert difference(pixels(components, REQUESTS, batch=batch), plain) <= 1
+    assert difference(pixels(components, REQUESTS, batch=batch), plain) == 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_its_latents_do_not_depend_on_its_batch_bit_for_bit(components, guidance: float):
+    """One row and twenty, two rows and forty."""
+    requests = [Request("a cat face", seed=seed, steps=2, guidance=guidance) for seed in range(20)]
+
+    def latents(wanted: list[Request]) -> torch.Tensor:
+        found = []
+        list(generate(components, wanted, batch=len(wanted), callback=lambda state: found.append(state.x)))
+        return found[-1]
+
+    together = latents(requests)
+    assert all(torch.equal(latents(requests[i : i + 1]), together[i : i + 1]) for i in (0, 7, 19))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

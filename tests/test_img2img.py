@@ -8,6 +8,7 @@ from PIL import Image
 from sdlora.data.pictures import to_tensor
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, canvas, generate, starts
+from sdlora.generation.denoiser import keeping
 from sdlora.generation.passes import img2img, size
 from sdlora.generation.schedules import schedule
 from sdlora.latents import decode, encode_image
@@ -143,6 +144,23 @@ def test_the_masked_content_is_the_picture_or_its_surroundings_or_the_seeds_nois
     assert not nothing[..., 8:].any()
 
 
+def test_under_a_soft_mask_grey_is_redrawn_in_its_share_of_the_last_steps(components):
+    """Half grey, four steps: three of them, as img2img from the second level does, to the rounding of a step more."""
+    grey = Image.new("L", (64, 64), 128)
+    soft, three = drawn(components, request(mask=grey, soft_mask=True, denoise=1.0), request(denoise=0.5))
+    assert abs(soft - three).max() <= 1
+    hard, whole = drawn(components, request(mask=grey, denoise=1.0), request(denoise=1.0))
+    assert (hard == whole).all()
+
+
+def test_a_place_is_let_go_when_so_much_is_left_of_the_steps_whatever_the_sampler_asks_between():
+    """Levels 4, 2, 1 and 0.5: of four steps a quarter, a half and all; 3 lies in the first step, 0.7 in the third, 5 is before them all."""
+    redrawn = torch.tensor([0.0, 0.25, 0.3, 0.5, 0.51, 1.0]).view(1, 1, 1, 6)
+    ask = keeping(lambda x, sigma, t: x, redrawn, torch.zeros(1, 4, 1, 6), [4.0, 2.0, 1.0, 0.5, 0.0])
+    free = {s: [i for i in range(6) if ask(torch.ones(1, 4, 1, 6), s, 0.0)[0, 0, 0, i]] for s in (5.0, 4.0, 3.0, 2.0, 1.0, 0.7, 0.5)}
+    assert free == {5.0: [5], 4.0: [5], 3.0: [5], 2.0: [4, 5], 1.0: [2, 3, 4, 5], 0.7: [2, 3, 4, 5], 0.5: [1, 2, 3, 4, 5]}
+
+
 def test_only_masked_draws_the_part_at_full_size_and_leaves_the_rest(components):
     """A corner of a larger picture, with 8 pixels around it: what is drawn is as large as the base likes it, the result as the picture."""
     photo = Image.fromarray(RNG.integers(0, 256, (100, 140, 3), dtype=np.uint8))
@@ -207,6 +225,7 @@ def test_a_file_and_the_same_picture_in_memory_draw_the_same(components, tmp_pat
         ({"init": None, "denoise": None, "mask": HALF}, "mask has no effect without init"),
         ({"mask_blur": 2.0}, "mask_blur has no effect without mask"),
         ({"masked_content": "noise"}, "masked_content has no effect without mask"),
+        ({"soft_mask": True}, "soft_mask has no effect without mask"),
         ({"hires_steps": 4}, "hires_steps has no effect without hires"),
         ({"variation_seed": 4}, "variation_seed has no effect without variation_strength"),
         ({"variation_strength": 0.4}, "variation_strength has no effect without variation_seed"),

@@ -10,6 +10,8 @@ from sdlora.errors import SdloraError
 from sdlora.training import draws, loop, maxnorm, optimizers
 from sdlora.training.ema import Average
 
+pytestmark = pytest.mark.usefixtures("aside")
+
 
 @pytest.fixture
 def settings(pictures, tmp_path):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_models import hollow_file
 from PIL import Image
 
@@ -57,7 +58,8 @@ def test_a_preset_is_planned_and_its_layers_are_those_of_the_true_network(name, 
 @pytest.mark.parametrize(
     ("name", "gib"), [("sdxl-8gb", 8), ("sdxl-12gb", 12), ("sdxl-character", 16), ("sdxl-style", 16), ("sdxl-vpred", 16)]
 )
-def test_a_preset_fits_the_card_it_is_for(name, gib, base, pictures, tmp_path):
+def test_a_preset_fits_the_card_it_is_for(name, gib, base, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(footprint.placement, "device", lambda wanted: torch.device("cuda"))
     chosen = preset(name, base, pictures, tmp_path / "run")
     assert footprint.estimate(chosen).total * fitting.SLACK + fitting.RESERVE["cuda"] < gib * GIB
 

@@ -57,12 +57,13 @@ def test_a_grid_of_samples_grows_with_the_steps(config, components, tmp_path):
     place = Layout(tmp_path / "run")
     names = [f"step-{step:06d}-{number}.png" for step in (0, 1, 2) for number in (1, 2)]
     assert sorted(path.name for path in place.grid.parent.iterdir()) == ["grid.png", *names]
-    assert gallery.steps(place, 2) == [0, 1, 2]
+    marks = command.marks_of(config(), command.prompts_of(config()))
+    assert gallery.steps(place, marks) == [0, 1, 2]
     with Image.open(place.grid) as grid, Image.open(place.sample(2, 2)) as last, Image.open(place.sample(0, 2)) as first:
         assert np.asarray(last).any() and (np.asarray(last) != np.asarray(first)).any()
         three = grid.size
     place.sample(2, 1).unlink()
-    gallery.grid(place, ["a", "b"])
+    gallery.grid(place, ["a", "b"], marks)
     with Image.open(place.grid) as grid:
         assert grid.height < three[1], "a step whose pictures are not all there is not shown"
 

@@ -195,6 +195,14 @@ def test_unipc_ends_on_the_lowest_level_as_a1111s_does(steps: int):
     torch.testing.assert_close(walked("UniPC", levels), found, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["DDIM", "UniPC"])
+@pytest.mark.parametrize("levels", ["uniform", "karras", "exponential"])
+def test_where_the_schedule_has_the_lowest_level_itself_they_go_on_to_the_estimate(name: str, levels: str):
+    target, chosen = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)), schedule(levels, BAR, 5)
+    x = sample(method(name, levels), lambda x, sigma, t: target, begin(chosen.sigmas), chosen, Draws(torch.float32))
+    assert torch.equal(x, target)
+
+
 @pytest.mark.parametrize("name", ["DDIM", "UniPC", "Euler"])
 def test_a_picture_from_noise_begins_with_variance_one_in_the_samplers_own_way(name: str):
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))

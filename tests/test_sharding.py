@@ -80,7 +80,7 @@ def group():
 
 def gradients(components, config: TrainConfig) -> torch.Tensor:
     """Of the updates on U-Net and text encoder, after moving them off zero."""
-    names = apply.select(components.modules, ["attention", "text_attention"])
+    names = apply.select(components.modules, config.targets)
     parameters = apply.inject(components.modules, names, 2, 2.0, torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
@@ -89,7 +89,8 @@ def gradients(components, config: TrainConfig) -> torch.Tensor:
         x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(5))
         with placement.checkpointing(components, config):
             hint = conditioning.encode_tokens(components, conditioning.tokens(components, ["a cat", "a dog"]), config.clip_skip)
-            conditioning.predict(components.unet, x, torch.tensor([400, 700]), hint).square().mean().backward()
+            ids = conditioning.time_ids([conditioning.Sizes((64, 64), (0, 0), (64, 64))] * 2)
+            conditioning.predict(components.unet, x, torch.tensor([400, 700]), hint, ids).square().mean().backward()
         return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     finally:
         apply.eject(components.modules)
@@ -115,6 +116,14 @@ def test_a_split_base_has_the_gradients_of_the_whole_one_which_stays_as_it_was(g
     torch.testing.assert_close(gradients(working, config), gradients(components, config), rtol=1e-4, atol=1e-7)
     assert places == [parameter.data_ptr() for parameter in components.unet.parameters()]
     assert all(torch.equal(weights[name], weight) for name, weight in components.unet.state_dict().items())
+
+
+def test_sdxl_with_both_text_encoders_has_the_gradients_of_the_whole_one(group, loaded, tmp_path):
+    base = loaded("sdxl")
+    config = TrainConfig(images=tmp_path, output=tmp_path, targets=("attention", "text_attention", "text_attention_2"))
+    working = sharding.split(base, config, Sharding(), torch.device("cpu"), 1)
+    assert len(sharding.whole(base, working)) == 3
+    torch.testing.assert_close(gradients(working, config), gradients(base, config), rtol=1e-4, atol=1e-7)
 
 
 def test_only_what_learns_is_split_and_blocks_that_are_not_there_are_named(group, components, tmp_path):

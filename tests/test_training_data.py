@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdlora import apply, conditioning, latents, training
 from sdlora.data import Cache, fingerprint
-from sdlora.data.encode import absent, embedding, embeddings
+from sdlora.data.encode import embedding
 from sdlora.data.weights import weights_hash
 from sdlora.errors import SdloraError
 from sdlora.prompts import encode as generation_encode
@@ -253,7 +253,7 @@ def test_a_caption_is_told_the_same_whatever_stands_beside_it(components, loaded
     base = loaded(kind) if kind else components
     x, t = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
-    both = embeddings(["a dog", LONG], base, Cache())
+    both = text.cached(["a dog", LONG], base, Cache())(["a dog", LONG])
     assert both.mask.sum(1).tolist() == [77, 154]
     with torch.no_grad():
         together = conditioning.predict(base.unet, x.expand(2, -1, -1, -1), t.expand(2), both, ids.expand(2, -1))
@@ -274,7 +274,7 @@ def test_clip_skip_is_generations(components, loaded):
     (tokenizer,), (encoder,) = components.tokenizers, components.text_encoders
     expected = generation_encode(tokenizer, encoder, ["a cat"], 2, "None").context
     torch.testing.assert_close(embedding("a cat", components, Cache(), clip_skip=2).context, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(absent(components, Cache(), 2).context, absent(components, Cache()).context)
+    assert not torch.equal(embedding(None, components, Cache(), 2).context, embedding(None, components, Cache()).context)
     with pytest.raises(SdloraError, match="clip_skip is 9; this text encoder has"):
         embedding("a cat", components, Cache(), clip_skip=9)
     with pytest.raises(SdloraError, match="clip_skip is 3; Stable Diffusion XL"):

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from sdlora import apply, conditioning, files, models, training
 from sdlora.data import Cache
-from sdlora.data.encode import embeddings, sizes_of
+from sdlora.data.buckets import Frames, framed
+from sdlora.data.encode import embedding
+from sdlora.data.pictures import extent
 from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
 from sdlora.training import TrainConfig, batches, loop, metrics, planning
@@ -81,21 +83,19 @@ def test_the_sizes_follow_the_turn_of_a_photograph(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # a quarter turn: what is seen is 40 high and 20 wide
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert sizes_of(tmp_path / "a.jpg", 16).numbers == (40, 20, 8, 0, 16, 16)
+    assert framed(extent(tmp_path / "a.jpg"), Frames((16,)), 16).sizes().numbers == (40, 20, 8, 0, 16, 16)
 
 
 def test_the_cache_keeps_the_pooled_embedding_and_what_stands_for_no_prompt(loaded, tmp_path, monkeypatch):
-    from sdlora.data.encode import absent
-
     components = loaded("sdxl")
-    first = embeddings(["a cat"], components, Cache(tmp_path))
-    nothing = absent(components, Cache(tmp_path))
+    first = embedding("a cat", components, Cache(tmp_path))
+    nothing = embedding(None, components, Cache(tmp_path))
     monkeypatch.setattr(conditioning, "encode_chunks", None)
-    again = embeddings(["a cat"], components, Cache(tmp_path))
+    again = embedding("a cat", components, Cache(tmp_path))
     assert torch.equal(first.context, again.context) and torch.equal(first.pooled, again.pooled)
     assert first.context.shape == (1, 77, 64) and first.pooled.shape == (1, 40)
     assert not nothing.context.any() and not nothing.pooled.any()
-    assert not absent(components, Cache(tmp_path)).pooled.any()
+    assert not embedding(None, components, Cache(tmp_path)).pooled.any()
 
 
 def test_text_encoders_that_learn_say_what_the_cached_ones_do(loaded):

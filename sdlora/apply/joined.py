@@ -113,7 +113,7 @@ class Joined:
         x = inputs[0]
         self.first.come_to(x.device)
         plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.dtype == output.dtype == self.b.dtype
-        plain = plain and output.is_contiguous() and not torch.is_autocast_enabled(x.device.type)
+        plain = plain and (output.is_contiguous() or isinstance(layer, nn.Conv2d)) and not torch.is_autocast_enabled(x.device.type)
         if self.first.rows is not None:
             return self.by_rows(self.first.rows, layer, x, output, plain)
         if plain and self.dense:

@@ -149,6 +149,13 @@ def work_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
     return [cells(one) for one in result.work if one.condition in steps]
 
 
+def speed_line(analysis: Analysis) -> str:
+    """Ours against stock diffusers in images per second, which is the ratio of times upside down."""
+    found = [pair.comparison for pair in analysis.pairs if (pair.condition, pair.against) == (BASE, "diffusers")]
+    lines = (f"{1 / c.ratio:.2f} times ({1 / c.high:.2f} … {1 / c.low:.2f}) as many images per second as stock diffusers" for c in found)
+    return "".join(f"**Without adapters ours draws {line}.**" for line in lines)
+
+
 def drift_line(analysis: Analysis) -> str:
     """The conditions whose ratio changed on the way, at a level of 1 % over all of them (Bonferroni)."""
     rows = [row for row in analysis.rows if row.drift]
@@ -196,6 +203,7 @@ def markdown(result: Result) -> str:
         published(result, analysis) if analysis and result.config.runs else "",
         "## Ours and the reference" if analysis and analysis.pairs else "",
         table(PAIRS, pair_rows(analysis)) if analysis and analysis.pairs else "",
+        speed_line(analysis) if analysis else "",
         "## Where the time goes, medians" if analysis else "",
         table(PHASES, phase_rows(result, analysis)) if analysis else "",
         "## The arithmetic of a step" if analysis and work_rows(result, analysis) else "",

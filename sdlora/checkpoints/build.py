@@ -20,7 +20,7 @@ def skeleton(kind: str, config: Mapping[str, Any]) -> Any:
 
     from sdlora import imports
 
-    imports.defer()
+    imports.lighten()
     import diffusers
 
     with torch.device("meta"):

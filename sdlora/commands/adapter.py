@@ -1,4 +1,4 @@
-"""sdlora adapter: look into adapter files and translate them."""
+"""sdlora adapter: look into adapter files, translate them, and take parts out of them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +8,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-commands = typer.Typer(help="Look into adapter files and translate them.", no_args_is_help=True)
+    from sdlora.files import Report
+
+commands = typer.Typer(help="Look into adapter files, translate them, and take parts out of them.", no_args_is_help=True)
 SHOWN = 100  # characters of a header's entry in the table
 
 
@@ -52,21 +54,69 @@ def convert(
     Example: sdlora adapter convert style.safetensors style-peft.safetensors --format peft
     """
     from sdlora import files, models
-    from sdlora.errors import SdloraError
 
-    if target.suffix.lower() != ".safetensors":
-        raise SdloraError(f"cannot write {target}: give a name that ends in .safetensors")
-    if target.exists():
-        raise SdloraError(f"{target} is there already; give another name, or remove it")
+    _new(target)
     adapter, report = files.load_reported(source, models.skeleton(base)) if base is not None else files.read_reported(source)
-    if report.unknown:
-        raise SdloraError(
-            f"{source}: {len(report.unknown)} tensors would be lost, for example {report.unknown[0]}; they are no part of a LoRA"
-        )
+    _nothing_lost(source, report)
     files.save(adapter, target, format)
     typer.echo(f"{target}: {len(adapter.layers)} layers, from {report.dialect} to {format}")
     for word in report.embeddings:
         typer.echo(f"left out: the embedding of {word!r}, which no format but OneTrainer's holds")
+
+
+@commands.command()
+def split(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An adapter in any dialect.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file for the layers that are chosen.")],
+    blocks: Annotated[
+        list[str],
+        typer.Option(metavar="PATTERN", help="Which layers: unet.up, text_encoder, '*.attn2.*', b-lora-content, b-lora-style. Repeatable."),
+    ],
+    rest: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all other layers there.")] = None,
+    format: Annotated[str, typer.Option(help="kohya (A1111, ComfyUI, Forge), diffusers, or peft (diffusers today).")] = "kohya",
+) -> None:
+    """Take the layers of a pattern out of the adapter IN and write them as an adapter of their own; its header says so.
+
+    Example: sdlora adapter split blora.safetensors style.safetensors --blocks b-lora-style --rest content.safetensors
+    """
+    from sdlora import files
+    from sdlora.errors import SdloraError
+    from sdlora.files.parts import divided
+
+    for path in (target, rest):
+        if path is not None:
+            _new(path)
+    if rest is not None and rest.absolute() == target.absolute():
+        raise SdloraError(f"OUT and --rest are both {target}; give two names")
+    adapter, report = files.read_reported(source)
+    _nothing_lost(source, report)
+    part, others = divided(adapter, blocks, source)
+    if rest is not None and not others.layers:
+        raise SdloraError(f"{', '.join(blocks)} are all layers of {source}; nothing is left for {rest}")
+    for path, piece in ((target, part), (rest, others)):
+        if path is not None:
+            files.save(piece, path, format)
+            typer.echo(f"{path}: {len(piece.layers)} of {len(adapter.layers)} layers")
+
+
+def _new(path: Path) -> None:
+    """SdloraError for a file that cannot be written, or is there."""
+    from sdlora.errors import SdloraError
+
+    if path.suffix.lower() != ".safetensors":
+        raise SdloraError(f"cannot write {path}: give a name that ends in .safetensors")
+    if path.exists():
+        raise SdloraError(f"{path} is there already; give another name, or remove it")
+
+
+def _nothing_lost(source: Path, report: "Report") -> None:
+    """SdloraError for a file with tensors that are no part of a LoRA."""
+    from sdlora.errors import SdloraError
+
+    if report.unknown:
+        raise SdloraError(
+            f"{source}: {len(report.unknown)} tensors would be lost, for example {report.unknown[0]}; they are no part of a LoRA"
+        )
 
 
 def _print(facts: dict[str, Any], layers: bool) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 commands = typer.Typer(help="What is kept of encoded pictures and captions, and how to get rid of it.", invoke_without_command=True)
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 Folder = Annotated[Path | None, typer.Option(help="Another cache than the one that all runs share.")]
@@ -54,6 +53,7 @@ def prune(
     Example: sdlora cache prune --older 30d --to 2GB
     """
     from sdlora.data import cache
+    from sdlora.data.sizes import readable, size
 
     place = _place(folder)
     gone = cache.outdated(list(cache.entries(place)), seconds(older) if older else None, size(to) if to else None)
@@ -69,21 +69,6 @@ def seconds(text: str) -> float:
     if not match:
         raise SdloraError(f"--older is {text!r}; write a number and m, h, d or w, such as 30d")
     return float(match[1]) * SPANS[match[2]]
-
-
-def size(text: str) -> int:
-    """2GB -> 2000000000, 2GiB -> 2147483648, 0 -> 0. SdloraError for what is no size."""
-    from sdlora.errors import SdloraError
-
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b)?", text.strip(), re.IGNORECASE)
-    if not match or (match[2] is None and float(match[1]) > 0):
-        raise SdloraError(f"--to is {text!r}; write a number and a unit, such as 2GB or 500MB, or 0")
-    return int(float(match[1]) * UNITS[(match[2] or "B").upper()])
-
-
-def readable(count: int) -> str:
-    unit = next(name for name in ("TB", "GB", "MB", "KB", "B") if count >= UNITS[name] or name == "B")
-    return f"{count / UNITS[unit]:.{0 if unit == 'B' else 1}f} {unit}"
 
 
 def _place(folder: Path | None) -> Path:
@@ -116,6 +101,8 @@ def _facts(place: Path) -> dict[str, Any]:
 def _print(place: Path, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from sdlora.data.sizes import readable
 
     table = Table("kind", "entries", "size", "longest unused since", "last used", title=str(place))
     for kind, own in facts.items():

@@ -58,7 +58,23 @@ def _settings(source: Path, settings: list[str]) -> "TrainConfig":
 
     if source.suffix.lower() == ".toml":
         return config.load(TrainConfig, source, settings)
-    return config.load(TrainConfig, None, [f"images={source}", "output=runs/check", *settings])  # nothing is written there
+    start = {"images": str(source), "output": "runs/check", **_called(source)}  # nothing is written there
+    return config.load(TrainConfig, None, settings, start)
+
+
+def _called(folder: Path) -> dict[str, str]:
+    """The caption that `sdlora train FOLDER` gives where no picture has one."""
+    from sdlora.errors import SdloraError
+    from sdlora.training import simple
+
+    try:
+        found = simple.caption(folder) if folder.is_dir() else None
+    except SdloraError:  # what is wrong is found below
+        found = None
+    if found is None:
+        return {}
+    typer.echo(f"no captions: sdlora train calls every picture {found!r}", err=True)
+    return {"caption": found}
 
 
 def _bar() -> Any:

@@ -68,8 +68,10 @@ def chosen_settings(words: Sequence[str], origin: Path | None) -> "tuple[TrainCo
     folder = Path(first) if first and Path(first).is_dir() else None
     if not words and origin is None:
         raise SdloraError("nothing to train on; give a folder of pictures or a settings file, as sdlora train --help shows")
-    if first and folder is None and not first.endswith(".toml") and not Path(first).exists():
-        raise SdloraError(f"{first} does not exist; give a folder of pictures, a settings file (.toml), or settings as key=value")
+    if first and folder is None and not first.endswith(".toml"):
+        what = "is no folder and no settings file" if Path(first).exists() else "does not exist"
+        more = "; for an adapter write --from" if first.endswith(".safetensors") else ""
+        raise SdloraError(f"{first} {what}; give a folder of pictures, a settings file (.toml), or settings as key=value{more}")
     start: dict[str, Any] = {}
     found = again.read(origin) if origin else None
     if folder:
@@ -132,18 +134,33 @@ def sampler(config: "TrainConfig", components: "Components", prompts: list[str])
     from sdlora.training.layout import Layout
 
     place = Layout(config.output)
-    how: dict[str, Any] = {name: getattr(config.samples, name) for name in ("seed", "steps", "guidance")} | {"clip_skip": config.clip_skip}
-    wanted = [Request(text, **how) for text in prompts]
+    wanted, marks = [Request(**facts) for facts in samples_of(config, prompts)], marks_of(config, prompts)
+
+    def drawn(adapters: Sequence[Any] = ()) -> list[Any]:
+        return [picture.image for picture in generation.generate(components, wanted, adapters, offload=components.device)]
 
     def draw(path: Path, step: int) -> None:
-        if not gallery.complete(place, 0, len(prompts)):
-            gallery.save(place, 0, [picture.image for picture in generation.generate(components, wanted)])
-        if not gallery.complete(place, step, len(prompts)):
-            adapter = files.load(path, components.modules)
-            gallery.save(place, step, [picture.image for picture in generation.generate(components, wanted, [(adapter, 1.0)])])
-        gallery.grid(place, prompts)
+        if not gallery.complete(place, 0, marks):
+            gallery.save(place, 0, drawn(), marks)
+        if not gallery.complete(place, step, marks):
+            gallery.save(place, step, drawn([(files.load(path, components.modules), 1.0)]), marks)
+        gallery.grid(place, prompts, marks)
 
     return draw
+
+
+def samples_of(config: "TrainConfig", prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """Fields of the Requests that draw a step's samples."""
+    own = config.samples
+    how = {"seed": own.seed, "steps": own.steps, "guidance": own.guidance, "clip_skip": config.clip_skip}
+    return [{"prompt": text, **how} for text in prompts]
+
+
+def marks_of(config: "TrainConfig", prompts: Sequence[str]) -> list[str]:
+    """What the files of the samples say of themselves: see training.gallery."""
+    from json import dumps
+
+    return [dumps(facts, ensure_ascii=False) for facts in samples_of(config, prompts)]
 
 
 def prompts_of(config: "TrainConfig") -> list[str]:
@@ -162,4 +179,4 @@ def imagine(components: "Components", wanted: Sequence[tuple[str, int]], prior: 
     from sdlora.generation import Request, generate
 
     requests = [Request(prompt, seed=seed, steps=prior.sampling_steps, guidance=prior.guidance) for prompt, seed in wanted]
-    return (picture.image for picture in generate(components, requests))
+    return (picture.image for picture in generate(components, requests, offload=components.device))

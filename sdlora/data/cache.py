@@ -23,6 +23,7 @@ from sdlora.errors import SdloraError
 
 VERSION = 3  # of how pictures and captions are prepared; a new one leaves all old entries unused
 DAY = 86400.0
+HOUR = 3600.0
 LEFTOVER = DAY  # seconds after which an unfinished file is one that nobody writes to any more
 SUFFIX = ".safetensors"
 
@@ -38,9 +39,11 @@ class Cache:
     """Tensors by content: in `folder`, one safetensors file each and written atomically, or in memory where that is None or takes no
     files: then only time is lost."""
 
-    def __init__(self, folder: Path | None = None):
+    def __init__(self, folder: Path | None = None, limit: int | None = None):
         self.folder = folder
+        self.limit = limit  # bytes that the folder may hold once `trim` is called
         self.made = 0  # how many were computed here and not found
+        self.used: set[Path] = set()  # what was asked for
         self.problem: str | None = None  # why the folder takes no files, once it has refused one
         self._memory: dict[str, dict[str, Tensor]] = {}
 
@@ -53,7 +56,25 @@ class Cache:
             self._memory[key] = self._compute(make)
         return self._memory[key]
 
+    def trim(self, now: float | None = None) -> int:
+        """Delete what was longest unused, until the folder is within its limit; how many bytes that freed.
+
+        What was asked for here stays, and so does what anybody has used within the hour: another training may be encoding, and looks
+        at its entries twice. Later it has them in memory, so that it never misses one.
+        """
+        if self.folder is None or self.limit is None or not self.made:
+            return 0
+        now = time.time() if now is None else now
+        kept = list(entries(self.folder))
+        room = self.limit - sum(one.bytes for one in kept if self._needed(one, now))
+        free = [one for one in kept if not self._needed(one, now)]
+        return remove(outdated(free, None, max(0, room), now))
+
+    def _needed(self, one: "Kept", now: float) -> bool:
+        return one.path in self.used or now - one.used < HOUR
+
     def _stored(self, key: str, path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.used.add(path)
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError):  # not there, or damaged from outside: computed anew

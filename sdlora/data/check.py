@@ -223,7 +223,7 @@ def _orphans(settings: DataSettings, found: Sequence[Path], seen: _Seen) -> None
     """Caption files beside which there is no picture, and names in a metadata file that no picture has."""
     stems = {path.with_suffix("") for path in found}
     for place in sorted({path.parent for path in found}):
-        texts = sorted(path for path in place.iterdir() if path.suffix in captions.SUFFIXES and path.with_suffix("") not in stems)
+        texts = sorted(path for path in place.iterdir() if path.suffix.lower() in captions.SUFFIXES and path.with_suffix("") not in stems)
         alone = [path for path in texts if path.stem.lower() not in ("license", "readme", "notice")]
         if alone:
             seen.tell("orphan", alone)

@@ -1,10 +1,11 @@
 """Pictures to latents and captions to embeddings, each encoded once.
 
-One at a time, although batches would be faster: then no bit of a result depends on what else was encoded with it, and an
-interrupted encoding goes on as if nothing had happened.
+One at a time: then no bit of a result depends on what else was encoded with it, and an interrupted encoding goes on as if nothing
+had happened. Eight at a time take 0.9 of the time (base emoji, 64 and 128 pixels, one thread of a CPU) and round differently.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from sdlora import conditioning, latents
+from sdlora import conditioning, hardware, latents
 from sdlora.conditioning import Conditioning, Sizes
 from sdlora.data import pictures
 from sdlora.data.buckets import Crop, Frames, framed
@@ -121,28 +122,57 @@ def encoded(
     strict: bool = True,
 ) -> Encoded:
     """The posterior means of all pictures as planned. One that cannot be decoded is a SdloraError if `strict`, else left out."""
-    vae: Any = components.vae
-    encoder = (weights_hash(vae), str(vae.dtype), vae.device.type, vae.use_tiling)
     rows: list[Row] = []
     examples: dict[Path, Example] = {}
     skipped: dict[Path, str] = {}
-    for number, planned in enumerate(plan, 1):
-        example = planned.example
-        if example.path not in skipped:
-            try:
-                rows.append(_row(planned, components, encoder, cache, look))
-                examples[example.path] = example
-            except SdloraError as error:
-                if strict:
-                    raise
-                skipped[example.path] = str(error)
-        if progress:
-            progress(number)
+    with _Encoder(components) as encoder:
+        for number, planned in enumerate(plan, 1):
+            example = planned.example
+            if example.path not in skipped:
+                try:
+                    rows.append(_row(planned, encoder, cache, look))
+                    examples[example.path] = example
+                except SdloraError as error:
+                    if strict:
+                        raise
+                    skipped[example.path] = str(error)
+            if progress:
+                progress(number)
     return Encoded(tuple(rows), tuple(examples.values()), tuple(skipped.values()))
 
 
-def _row(planned: Planned, components: Components, encoder: Facts, cache: Cache, look: Look) -> Row:
-    picture = _Picture(planned.example, components, encoder, cache, look)
+class Turn(ExitStack):
+    """A turn for networks that wait in the CPU's memory: once begun, they are where the U-Net was, and it waits there, until the block
+    is left. Where nothing has to be encoded, nothing moves."""
+
+    def __init__(self, components: Components, networks: Iterable[nn.Module]):
+        super().__init__()
+        self.components, self.networks, self.where, self.begun = components, tuple(networks), components.device, False
+
+    def begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            self.enter_context(hardware.resident([self.components.unet], torch.device("cpu")))
+            self.enter_context(hardware.resident(self.networks, self.where))
+
+
+class _Encoder(Turn):
+    """The VAE's."""
+
+    def __init__(self, components: Components):
+        super().__init__(components, [components.vae])
+        vae: Any = components.vae
+        # what latents depend on beside the pixels
+        self.facts: Facts = (weights_hash(vae), str(vae.dtype), self.where.type, vae.use_tiling)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(3, H, W) -> (c, h, w)."""
+        self.begin()
+        return latents.encode_image(self.components, pixels[None])[0]
+
+
+def _row(planned: Planned, encoder: _Encoder, cache: Cache, look: Look) -> Row:
+    picture = _Picture(planned.example, encoder, cache, look)
     views = tuple(tuple(picture.view(crop, mirrored) for mirrored in ((False, True) if look.flip else (False,))) for crop in planned.crops)
     return Row(views, planned.wordings, planned.key, planned.turns, planned.example.repeats, planned.example.weight)
 
@@ -152,8 +182,7 @@ class _Picture:
     """A picture file, opened when something of it is not in the cache, and once."""
 
     example: Example
-    components: Components
-    encoder: Facts  # what latents depend on beside the pixels
+    encoder: _Encoder
     cache: Cache
     look: Look
     opened: dict[str, Any] = field(default_factory=dict)
@@ -164,13 +193,13 @@ class _Picture:
     def latents(self, crop: Crop, mirrored: bool) -> Tensor:
         def make() -> dict[str, Tensor]:
             pixels = pictures.to_tensor(pictures.cut(self.whole(), crop.box, crop.size))
-            return {"latents": latents.encode_image(self.components, (pixels.flip(-1) if mirrored else pixels)[None])[0]}
+            return {"latents": self.encoder(pixels.flip(-1) if mirrored else pixels)}
 
-        facts = ("latents", *self.encoder, *self.seen(crop, mirrored), self.look.background)
+        facts = ("latents", *self.encoder.facts, *self.seen(crop, mirrored), self.look.background)
         return self.cache.get(facts, make)["latents"].float()
 
     def mask(self, crop: Crop, mirrored: bool) -> Tensor:
-        path, factor = self.example.mask, self.components.factor
+        path, factor = self.example.mask, self.encoder.components.factor
         assert path is not None
         own = path == self.example.path
 
@@ -209,15 +238,7 @@ def without_blank_masks(data: Encoded) -> Encoded:
 def encoders_of(components: Components) -> Facts:
     """What embeddings depend on beside the tokens."""
     encoders: Iterable[Any] = components.text_encoders
-    return tuple((weights_hash(encoder), str(encoder.dtype), encoder.device.type) for encoder in encoders)
-
-
-def embeddings(
-    captions: Sequence[str], components: Components, cache: Cache, clip_skip: int = 1, chunks: int = conditioning.CHUNKS
-) -> Conditioning:
-    """Of each caption, in fp32 on the CPU; of all at the length of the longest, with a mask."""
-    encoders = encoders_of(components)
-    return conditioning.cat(embedding(caption, components, cache, clip_skip, chunks, encoders) for caption in captions)
+    return tuple((weights_hash(encoder), str(encoder.dtype), components.device.type) for encoder in encoders)
 
 
 def embedding(
@@ -227,15 +248,18 @@ def embedding(
     clip_skip: int = 1,
     chunks: int = conditioning.CHUNKS,
     encoders: Facts | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Conditioning:
     """(1, 77 k, width) for a caption of k chunks of 75 tokens, at most `chunks`; None is no caption (`conditioning.encode_absent`).
 
     encoders    `encoders_of(components)`, if it is known already
+    begin       called before the text encoders are: Turn.begin, say
     """
     ids = conditioning.chunk_tokens(components, caption or "", chunks)
     absent = caption is None and components.zeros_for_empty
 
     def make() -> dict[str, Tensor]:
+        begin()
         with torch.no_grad():
             hint = conditioning.encode_chunks(components, [ids], clip_skip)
         if absent:
@@ -245,13 +269,3 @@ def embedding(
     facts = ("text", encoders or encoders_of(components), [own.tolist() for own in ids], clip_skip, absent)
     kept = cache.get(facts, make)
     return Conditioning(kept["context"], kept.get("pooled")).to(dtype=torch.float32)
-
-
-def absent(components: Components, cache: Cache, clip_skip: int = 1) -> Conditioning:
-    """Of no caption at all (`conditioning.encode_absent`), in fp32 on the CPU."""
-    return embedding(None, components, cache, clip_skip)
-
-
-def sizes_of(path: Path, size: int) -> Sizes:
-    """Of a picture whose shorter side is brought to `size` pixels and whose longer one is cut to it, evenly."""
-    return framed(pictures.extent(path), Frames((size,)), size).sizes()

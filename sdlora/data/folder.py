@@ -13,7 +13,7 @@ from sdlora.data.metadata import Metadata
 from sdlora.data.settings import DataSettings, Folder
 from sdlora.errors import SdloraError, nearest
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MASK = "-masklabel"  # OneTrainer's: the mask of cat.jpg is cat-masklabel.png
 REPEATS = re.compile(r"(\d{1,4})_(.+)")  # kohya's folder names
 YEARS = range(1900, 2101)  # 2019_summer is a year's folder
@@ -173,8 +173,10 @@ def _entries(folder: Path, root: Path, rules: dict[Path, Folder], tables: tuple[
     tables = (own, *tables) if own else tables
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     name = root.name if folder == root else folder.relative_to(root).as_posix()
+    stems = {path.stem for path in inside if path.suffix.lower() in SUFFIXES}
     for path in inside:
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.stem.endswith(MASK) and repeats:
+        wanted = path.suffix.lower() in SUFFIXES or (path.suffix.lower() in pictures.UNREAD and path.stem not in stems)
+        if wanted and path.is_file() and not path.stem.endswith(MASK) and repeats:
             yield Entry(path, name, repeats, rule, caption, tables)
     for path in inside:
         if path.is_dir() and not (output and path.absolute() == Path(output).absolute()) and not _upwards(path):

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdlora.errors import SdloraError
 
 ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # an EXIF tag, and its values that stand for a quarter turn
+UNREAD = (".heic", ".heif", ".jxl")  # of telephones and others: told of, where no copy of the same name lies beside them
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
@@ -138,4 +139,6 @@ def shrunk(grey: Image.Image, box: Box, size: tuple[int, int]) -> Tensor:
 
 def _corrupt(path: Path, error: Exception) -> SdloraError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(f" '{path}'", "")
+    if path.suffix.lower() in UNREAD:
+        reason = f"Pillow does not read {path.suffix.lower()}; save it as PNG or JPEG"
     return SdloraError(f"{path} is not a readable image ({reason}); replace it or take it out of the folder")

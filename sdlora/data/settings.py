@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sdlora.config import NAME_OR_FOLDER, Settings
-from sdlora.errors import nearest
+from sdlora.data.sizes import size
+from sdlora.errors import SdloraError, nearest
 
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
@@ -14,8 +15,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=8)]
 
 SHARED, MEMORY = CACHES = ("shared", "memory")
+LIMIT = "100GB"  # of a cache
 CROP = {"crops": 4}  # defaults that only mean something with another setting
 WORDINGS = {"keep_tokens": 0, "caption_variants": 16}
+
+
+def _folder_in_words(value: object) -> object:
+    """A path from Python as the text that names it: with a slash, since Path("./cache") has lost its own."""
+    if not isinstance(value, Path):
+        return value
+    return str(value) if len(value.parts) > 1 or value.is_absolute() else f"./{value}"
 
 
 class Folder(Settings):
@@ -68,7 +77,8 @@ class DataSettings(Settings):
     background: str = "white"  # behind transparent pixels: a name, or #rrggbb
     masks: Literal["off", "alpha", "files"] = "off"  # weigh the loss by transparency, or by NAME-masklabel.png beside the image
     # "shared" between all runs of this user, "memory" only, or a folder, for latents and embeddings
-    cache: Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v), NAME_OR_FOLDER] = SHARED
+    cache: Annotated[str, BeforeValidator(_folder_in_words), NAME_OR_FOLDER] = SHARED
+    cache_limit: str = LIMIT  # beyond it what is longest unused is deleted, after new pictures were encoded; "" keeps everything
 
     @field_validator("background")
     @classmethod
@@ -88,11 +98,26 @@ class DataSettings(Settings):
             raise ValueError(f"{value!r} is unknown{nearest(value, CACHES)}; a folder is written with a slash: ./{value}")
         return value
 
+    @field_validator("cache_limit")
+    @classmethod
+    def _is_a_size(cls, value: str) -> str:
+        if value:
+            try:
+                size(value, "it")
+            except SdloraError as error:
+                raise ValueError(str(error)) from None
+        return value
+
     @model_validator(mode="after")
     def _data_settings_have_an_effect(self) -> "DataSettings":
         check_pictures(self)
         check_captions(self)
         return self
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_limit` as a number; None for no limit."""
+        return size(self.cache_limit) if self.cache_limit else None
 
     @property
     def triggers(self) -> tuple[str, ...]:
@@ -109,6 +134,8 @@ class DataSettings(Settings):
 
 def check_pictures(settings: DataSettings) -> None:
     """ValueError for settings of the pictures that contradict each other or change nothing."""
+    if settings.cache == MEMORY:
+        _idle(settings, {"cache_limit": LIMIT}, "with cache=memory, which keeps nothing on the disk")
     sides, buckets = settings.resolutions, settings.buckets
     if settings.resolution == () or len(set(sides)) < len(sides):
         raise ValueError(f"resolution is {list(sides)}; give one number, or several different ones")

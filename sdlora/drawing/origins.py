@@ -11,7 +11,7 @@ from sdlora.generation import Request
 from sdlora.generation.sources import ALPHA, described
 
 NAMES = ("init", "mask")
-OF_A_MASK = {"mask_blur", "masked_content", "only_masked"}
+OF_A_MASK = {"mask_blur", "masked_content", "only_masked", "soft_mask"}
 
 
 def remember(wanted: Iterable[Request]) -> None:

@@ -132,6 +132,7 @@ def _size(text: str) -> dict[str, Any]:
     return {"width": int(width), "height": int(height)}
 
 
+TRUTHS = {"True": True, "False": False}
 FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settings
     "Steps": _as("steps", int),
     "Sampler": _as("sampler"),
@@ -155,10 +156,11 @@ FIELDS: dict[str, Reader] = {  # what AUTOMATIC1111 calls it -> Drawing's settin
     "Hires upscale": _as("hires", float),
     "Hires steps": _as("hires_steps", int),
     "Hires upscaler": _as("hires_upscaler", lambda text: upscaler(text).name),
-    "Exact steps": _as("exact_steps", lambda text: {"True": True, "False": False}[text]),
+    "Exact steps": _as("exact_steps", TRUTHS.__getitem__),
     "Resize mode": _as("resize", ({"Crop and resize": "crop"} | {word: name for name, word in RESIZES.items()}).__getitem__),
     "Background": _as("background"),
     "Mask blur": _as("mask_blur", float),
+    "Soft mask": _as("soft_mask", TRUTHS.__getitem__),
     "Inpaint area": lambda text: {},
     "Masked area padding": _as("only_masked", int),
     "Masked content": _as("masked_content", ({"original": "original"} | {word: name for name, word in CONTENTS.items()}).__getitem__),

@@ -51,6 +51,7 @@ class Drawing:
     attention: str = _of(MODEL, "auto", "auto, sdpa or xformers.")
     offload: bool = _of(MODEL, False, "For small GPUs: bring each network in for its turn alone.")
     tiling: bool = _of(MODEL, False, "For large pictures: decode them in overlapping tiles.")
+    pack: bool = _of(MODEL, True, "On a CPU: copy convolution weights into its kernels' order, where memory is ample.")
     compile: bool = _of(MODEL, False, "torch.compile; pays from many pictures on; needs --apply fused.")
     vae: Path | None = _of(MODEL, None, "Another VAE than the base's own: a folder or a file.")
     family: str | None = _of(MODEL, None, "sd1, sd2 or sdxl; by default found from the base.")
@@ -73,6 +74,7 @@ class Drawing:
     masked_content: str = _of(
         PICTURE, "original", "What the masked part starts from: original, fill (the colours around it), noise or nothing."
     )
+    soft_mask: bool = _of(PICTURE, False, "Redraw what is grey in the blurred mask in the last steps alone: half of them for half grey.")
     only_masked: int | None = _of(PICTURE, None, "Draw the mask's surroundings, so many pixels of them, at full size.", "PIXELS")
     hires: float | None = _of(PICTURE, None, "Draw, enlarge by this factor, and draw over.", "FACTOR")
     hires_denoise: float | None = _of(PICTURE, None, "How far the enlarged picture is drawn anew; by default 0.7.")

@@ -130,7 +130,8 @@ def _ways(components: Components, drawing: Drawing, wanted: Sequence[Request]) -
     named = generation.load_named(components, found, files.Library(budget))
     origins.remember(wanted)
     places.remember({record.hashes(path)["hash"]: str(path) for path in found.values()})
-    return {"named": named, "offload": hardware.device(drawing.device) if drawing.offload else None, "apply": drawing.apply}
+    offload = hardware.device(drawing.device) if drawing.offload else None
+    return {"named": named, "offload": offload, "apply": drawing.apply, "pack": drawing.pack}
 
 
 def _tagged(wanted: Sequence[Request], drawing: Drawing, say: Say) -> list[Request]:

@@ -23,6 +23,7 @@ from sdlora.generation.samplers import Noise
 from sdlora.generation.schedules import Schedule, schedule
 from sdlora.generation.starts import Origin, Start
 from sdlora.latents import decode
+from sdlora.lean import lean
 from sdlora.models import Components
 
 Callback = Callable[[State], None]
@@ -47,8 +48,12 @@ def draw(
     known: Known,
     callback: Callback | None,
     offload: torch.device | None,
+    pack: bool = False,
 ) -> list[Image.Image | SdloraError]:
-    """The pictures, with an error in the place of one that turned into NaN. `texts` and `known` remember what is encoded already."""
+    """The pictures, with an error in the place of one that turned into NaN. `texts` and `known` remember what is encoded already.
+
+    pack  as for sdlora.lean
+    """
     walk, device = passes(components, requests[0]), texts.device
     begun: list[Start] = []
     if requests[0].init is not None:
@@ -69,12 +74,12 @@ def draw(
         if one.upscaled and original is not None:
             with hardware.resident([components.vae], offload):
                 original = _upscaled(components, requests, original, one)
-        with hardware.resident([components.unet], offload):
+        with hardware.resident([components.unet], offload), lean(components.unet, pack):
             original = _pass(components, requests, one, course, device, original, redrawn, after)
         done += one.steps
     assert original is not None  # a picture without init has a pass from noise
     lost = watch.errors(components, requests, total)
-    with hardware.resident([components.vae], offload):
+    with hardware.resident([components.vae], offload), lean(components.vae.decoder, pack):
         return [lost.get(i) or _finished(components, original[i : i + 1], r, begun[i] if begun else None) for i, r in enumerate(requests)]
 
 
@@ -117,10 +122,10 @@ def _pass(
     if original is not None:
         x = original + x
         if redrawn is not None:
-            denoise = keeping(denoise, redrawn.to(device), original)
+            denoise = keeping(denoise, redrawn.to(device), original, below.sigmas.tolist())
     with one_timestep(components.unet), constant(cross_attention(components.unet)):
         end = sample(requests[0].method, denoise, x, below, fresh, after)
-    return end if original is None or redrawn is None else torch.where(redrawn.to(device), end, original)
+    return end if original is None or redrawn is None else torch.where(redrawn.to(device) > 0, end, original)
 
 
 def _noise(components: Components, requests: list[Request], one: Pass, whole: Schedule) -> tuple[Tensor, Noise]:

@@ -112,10 +112,10 @@ def doubled(mask: Image.Image) -> Image.Image:
     return mask.point([min(2 * level, 255) for level in range(256)])
 
 
-def latent_mask(mask: Image.Image, size: Size) -> Tensor:
-    """(1, 1, h, w) bool: the latents that are redrawn. A latent is, or is not: in between there is nothing to denoise."""
-    levels = np.asarray(mask.resize(size, Image.Resampling.BICUBIC), np.float32)
-    return torch.from_numpy(np.around(levels / 255) == 1)[None, None]
+def latent_mask(mask: Image.Image, size: Size, soft: bool = False) -> Tensor:
+    """(1, 1, h, w) fp32 from 0 to 1: how far each latent is redrawn. Without `soft` it is, or is not, as in AUTOMATIC1111."""
+    levels = np.asarray(mask.resize(size, Image.Resampling.BICUBIC), np.float32) / 255
+    return torch.from_numpy(levels if soft else np.around(levels))[None, None]
 
 
 def region(mask: Image.Image, padding: int, shape: Size) -> Box | None:

@@ -28,6 +28,7 @@ NEEDS = {  # setting -> the one without which it has no effect
     "mask_blur": "mask",
     "masked_content": "mask",
     "only_masked": "mask",
+    "soft_mask": "mask",
     "hires_denoise": "hires",
     "hires_steps": "hires",
     "hires_upscaler": "hires",

@@ -1,6 +1,6 @@
 """The U-Net as a denoiser D(x; σ), with classifier-free guidance and any number of conditions per picture."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,13 +51,22 @@ def clean(prediction: str, x: Tensor, output: Tensor, sigma: float) -> Tensor:
     return x - sigma * output
 
 
-def keeping(denoise: Denoise, redrawn: Tensor, original: Tensor) -> Denoise:
-    """D that knows x₀ already where `redrawn` (n, 1, h, w) is false: there it is `original` (n, 4, h, w).
+def keeping(denoise: Denoise, redrawn: Tensor, original: Tensor, sigmas: Sequence[float]) -> Denoise:
+    """D that knows x₀ already where `redrawn` (n, 1, h, w) is 0: there it is `original` (n, 4, h, w).
 
     From original + σ n every sampler then stays upon the noised original there, and ends on `original`. It is what AUTOMATIC1111
     does (modules/sd_samplers_cfg_denoiser.py), and with a step of Euler what RePaint does without its repeats (arXiv:2201.09865).
+    Between 0 and 1 a place is let go for the last steps alone, its share of them: Levin & Fried 2023, arXiv:2306.00950.
+
+    sigmas  those of the pass, which fall to 0
     """
-    return lambda x, sigma, t: torch.where(redrawn, denoise(x, sigma, t), original)
+    steps = len(sigmas) - 1
+
+    def knowing(x: Tensor, sigma: float, t: float) -> Tensor:
+        begun = max(sum(level >= sigma for level in sigmas[:-1]), 1)  # 1 in the first step; between two levels that of the upper one
+        return torch.where(redrawn > 1 - begun / steps, denoise(x, sigma, t), original)
+
+    return knowing
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def _mask(components: Components, request: Request) -> dict[str, Any]:
         "mask_blur": starts.blur(components, request),
         "masked_content": request.masked_content,
     }
+    found |= {"soft_mask": True} if request.soft_mask else {}
     return found if request.only_masked is None else {**found, "only_masked": request.only_masked}
 
 

@@ -52,6 +52,7 @@ def generate(
     named: Mapping[str, Adapter] | None = None,
     offload: torch.device | None = None,
     say: Callable[[str], None] | None = None,
+    pack: bool = True,
 ) -> Iterator[Picture]:
     """The pictures, in the order of their requests, each as soon as its batch is done.
 
@@ -59,14 +60,16 @@ def generate(
               caller has control; strength 0 is the base itself, bit for bit.
     apply     stacked, fused, or auto: what costs less for what is asked (`ways` has the rule). Picture.apply says which it was.
     batch     pictures drawn together at the most, those with different adapters too if these are stacked; by default as many as keep a
-              CPU busy. A picture does not depend on it but for rounding, which few numbers show, and by one level of 255: PyTorch
-              takes other convolution kernels for one row (guidance 1) and, on one thread, from 16 rows on; stacked adapters of rank 1
-              altogether, or beside neighbours with others, round differently too (1e-6 of the latents' scale). Else it is bit for bit.
+              CPU busy. A picture does not depend on it, bit for bit where convolutions are packed; without that PyTorch takes other
+              kernels for one row (guidance 1) and, on one thread, from 16 rows on. Stacked adapters of rank 1 altogether, or beside
+              neighbours with others, round differently too (1e-6 of the latents' scale): few numbers of a picture show it, by one level.
     callback  is called after every step of every batch.
     named     the adapters that a prompt asks for by <lora:NAME:…>, and those that a request has of its own, by its words for their files.
               Without `weighted` a request's own have to be among them; beside it they may be there for the record.
     say       gets a line that tells what `auto` chose.
     offload   a device with little memory: text encoders, U-Net and VAE come there in turn and go back to where they were.
+    pack      on a CPU convolutions keep copies of their weights in the kernel's order while a batch is drawn, where these take no more
+              than a quarter of the memory that is free (docs/memory.md). False: never; what is drawn then differs by rounding.
 
     SdloraError (before anything is drawn) for a size that the model or the memory cannot draw, for more steps than the schedule has
     noise levels, for an init picture or a mask that cannot be used and for a tag without an adapter; and when a picture turns into NaN,
@@ -85,7 +88,7 @@ def generate(
             adapters.check(components, chosen, group.apply)
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
         say(adapters.said([group.apply for group in groups for _ in group.requests]))
-    return _pictures(components, groups, named or {}, callback, offload)
+    return _pictures(components, groups, named or {}, callback, offload, pack and guard.ample(components, offload))
 
 
 def check_batch(batch: int | None) -> None:
@@ -103,7 +106,12 @@ def _check(group: Group, device: torch.device) -> None:
 
 
 def _pictures(
-    components: Components, groups: list[Group], named: Mapping[str, Adapter], callback: Callback | None, offload: torch.device | None
+    components: Components,
+    groups: list[Group],
+    named: Mapping[str, Adapter],
+    callback: Callback | None,
+    offload: torch.device | None,
+    pack: bool,
 ) -> Iterator[Picture]:
     texts = Texts(components, offload or components.device)
     known = lru_cache(ENCODED)(partial(starts.start, components))
@@ -112,7 +120,7 @@ def _pictures(
             guard.enough(components),
             adapters.active(components, group.wanted, named, group.apply) as active,
         ):
-            images = draw(group.base, group.requests, active, texts, known, callback, offload)
+            images = draw(group.base, group.requests, active, texts, known, callback, offload, pack)
         for request, image in zip(group.requests, images, strict=True):
             if isinstance(image, Image.Image):
                 yield Picture(request, image, group.apply)

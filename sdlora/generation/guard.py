@@ -10,10 +10,13 @@ from torch import Tensor
 from sdlora.errors import SdloraError
 from sdlora.generation.passes import Side
 from sdlora.generation.request import Request
+from sdlora.lean import copies
 from sdlora.models import Components
 
 MEMORY = Path("/proc/meminfo")  # Linux alone has it; elsewhere the CPU's memory is not foreseen
 GROUP = Path("/sys/fs/cgroup")
+SHARE = 4  # of the free memory, one part is for copies of weights
+ASSUMED = 2**32  # bytes that are taken to be free where that cannot be known
 
 
 ALIVE = 26  # tensors of a level's width that are alive where the outermost level with attention is widest; measured: 26 to 31
@@ -46,6 +49,14 @@ def denoising(components: Components, side: Side, rows: int) -> int:
     level = next((i for i, kind in enumerate(shape.down_block_types) if "Attn" in kind), 0)
     positions = (side[0] // components.factor) * (side[1] // components.factor) // 4**level
     return ALIVE * shape.block_out_channels[level] * positions * rows * components.dtype.itemsize
+
+
+def ample(components: Components, offload: torch.device | None) -> bool:
+    """Whether the copies that sdlora.lean makes take no more than a quarter of the CPU's free memory; on other devices it makes none."""
+    if (offload or components.device).type != "cpu":
+        return False
+    free = unused(torch.device("cpu"))
+    return SHARE * (copies(components.unet) + copies(components.vae.decoder)) <= (ASSUMED if free is None else free)
 
 
 def decoding(components: Components, side: Side) -> int:

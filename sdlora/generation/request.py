@@ -61,6 +61,9 @@ class Request:
     mask: Source | None = field(default=None, hash=False)  # inpainting: white is redrawn; "alpha": what is transparent in `init`
     mask_blur: float | None = None  # σ in pixels of the mask's file; None is half a latent: 4 for Stable Diffusion, 2 for emoji
     masked_content: str = "original"  # what the masked part starts from: original, fill, noise or nothing
+    soft_mask: bool = (
+        False  # grey in the blurred mask is redrawn in its share of the last steps; else more than half of white is, and less is not
+    )
     only_masked: int | None = None  # the mask's surroundings of so many pixels are drawn at full size by themselves; None: all of it
     hires: float | None = None  # the picture is drawn, enlarged by this factor, and drawn over
     hires_denoise: float | None = None  # of the second pass, as `denoise`; None is 0.7

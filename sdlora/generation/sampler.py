@@ -45,7 +45,7 @@ def sample(
         return denoise(x, sigma, schedule.timestep(sigma))
 
     sigmas = schedule.sigmas.tolist()
-    if method.sampler.preserving and schedule.lowest < sigmas[-2]:
+    if method.sampler.preserving and 1.001 * schedule.lowest < sigmas[-2]:  # a schedule that ends there itself goes on to 0
         sigmas[-1] = schedule.lowest
     walk = method.sampler.run(model, x, sigmas, lambda *step: noise(*step).to(x.device), **dict(method.options))
     for step, (latents, denoised) in enumerate(walk, start=1):

@@ -114,6 +114,7 @@ def draw(
     tiling: bool = False,
     compile: bool = False,
     offload: bool = False,
+    pack: bool = True,
     **settings: Any,
 ) -> Iterator[Picture]:
     """Every prompt with every seed, prompts outermost. `settings` are further fields of Request (steps, guidance, …).
@@ -132,4 +133,4 @@ def draw(
     requests, found = find_tagged(requests, folders)
     components = load(base, device, precision, attention=attention, tiling=tiling, compile=compile, offload=offload)
     where, named = hardware.device(device) if offload else None, load_named(components, own(chosen) | found, library)
-    return generate(components, requests, apply=apply, named=named, offload=where)
+    return generate(components, requests, apply=apply, named=named, offload=where, pack=pack)

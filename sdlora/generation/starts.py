@@ -31,12 +31,13 @@ class Origin:
     mask_blur: float
     only_masked: int | None
     filled: bool  # the masked part is painted over before it is encoded
+    soft: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
     latents: Tensor  # (1, 4, h, w) fp32
-    redrawn: Tensor | None = None  # (1, 1, h, w) bool; None is all of it
+    redrawn: Tensor | None = None  # (1, 1, h, w) fp32, from 0 to 1: how far; None is all of it
     paste: Paste | None = None
 
 
@@ -50,7 +51,9 @@ def origin(components: Components, request: Request) -> Origin:
     blurred = blur(components, request)
     side = size(components, request)
     filled = request.mask is not None and request.masked_content != "original"
-    return Origin(side, request.init, request.background, request.resize, request.mask, blurred, request.only_masked, filled)
+    return Origin(
+        side, request.init, request.background, request.resize, request.mask, blurred, request.only_masked, filled, request.soft_mask
+    )
 
 
 def check(requests: Sequence[Request]) -> None:
@@ -84,7 +87,7 @@ def start(components: Components, origin: Origin) -> Start:
     else:
         shown, seen = canvas.fitted(image.crop(box), shape, "fit"), canvas.fitted(mask.crop(box), shape, "fit")
         paste = Paste(image, mask, box)
-    redrawn = canvas.latent_mask(seen, (width // components.factor, height // components.factor))
+    redrawn = canvas.latent_mask(seen, (width // components.factor, height // components.factor), origin.soft)
     return Start(_encoded(components, canvas.filled(shown, seen) if origin.filled else shown), redrawn, paste)
 
 
@@ -100,10 +103,10 @@ def originals(requests: Sequence[Request], begun: Sequence[Start]) -> Tensor | N
 
 
 def redrawn(begun: Sequence[Start]) -> Tensor | None:
-    """(n, 1, h, w) bool, or None where all of every picture is redrawn."""
+    """(n, 1, h, w) fp32, from 0 to 1, or None where all of every picture is redrawn."""
     if all(start.redrawn is None for start in begun):
         return None
-    return torch.cat([torch.ones_like(s.latents[:, :1], dtype=torch.bool) if s.redrawn is None else s.redrawn for s in begun])
+    return torch.cat([torch.ones_like(s.latents[:, :1]) if s.redrawn is None else s.redrawn for s in begun])
 
 
 def _filled(request: Request, start: Start) -> Tensor:
@@ -112,7 +115,7 @@ def _filled(request: Request, start: Start) -> Tensor:
     content = torch.zeros_like(start.latents)
     if request.masked_content == "noise":
         content = next(noise.stream(request.seed, tuple(content.shape[1:]), noise.source_name(request.noise)))[None]
-    return torch.where(start.redrawn, content, start.latents)
+    return torch.where(start.redrawn >= 0.5, content, start.latents)
 
 
 def _encoded(components: Components, image: Image.Image) -> Tensor:

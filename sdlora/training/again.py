@@ -8,11 +8,12 @@ from typing import Any
 
 from sdlora import files, models
 from sdlora.errors import SdloraError
+from sdlora.files.parts import PART
 from sdlora.training import foreign
 from sdlora.training.config import TrainConfig
 
 HERE = (  # of this machine, or without a part in the adapter
-    *("images", "folders", "regularisation", "metadata", "strict", "output", "cache", "base", "vae", "init"),
+    *("images", "folders", "regularisation", "metadata", "strict", "output", "cache", "cache_limit", "base", "vae", "init"),
     *("device", "samples", "validation"),
     *("save_every", "keep_states", "keep_checkpoints", "trackers"),
 )
@@ -56,6 +57,8 @@ def _own(path: Path, metadata: Mapping[str, str]) -> Again:
     settings = _without_none(data)
     unknown = [name for name in settings if name not in TrainConfig.model_fields]
     notes = tuple(f"{name} = {settings.pop(name)!r} is left out: this version does not have it" for name in unknown)
+    if PART in metadata:
+        notes += (f"{path.name} is a part of an adapter, and these are the settings of the whole; include chooses its layers",)
     base = metadata.get("sdlora.base", "")
     if base in models.BUILT_IN:
         settings["base"] = base

@@ -19,7 +19,9 @@ from sdlora.training.run import Run
 from sdlora.training.validation import Score
 
 MOMENT = 2.0  # seconds
-Draw = Callable[[Path, int], None]  # (a saved adapter, its step); the components carry no trainable updates meanwhile
+# (a saved adapter, its step). The components carry no trainable updates meanwhile; what the steps do without may wait in the CPU's
+# memory, from where `generate(…, offload=components.device)` brings it in for its turn.
+Draw = Callable[[Path, int], None]
 
 
 @dataclass(eq=False)
@@ -63,16 +65,24 @@ class Course:
             run.load_state(state)
         run.world.wait()  # nobody deletes or replaces what another still reads
         if run.world.main:
+            self.trackers.start(run.step)
             if state:
                 self.complete()
                 self.report.say(f"{'finished already' if run.step == self.last else 'going on'} at step {run.step} of {self.last}")
             metrics.rewind(place.metrics, run.step)
-            self.scores = validation.rewind(place.validation, run.step) if self.run.held else []
-            self.trackers.start(run.step)
+            self.remember()
         if run.world.any(run.world.main and run.step == 0 and not self.scores):
             self.validate()
         self.report.start(run.step)
         run.world.wait()
+
+    def remember(self) -> None:
+        """The validations so far, as far as they can be compared with those to come."""
+        if self.run.held is None:
+            return
+        self.scores, others = validation.rewind(self.place.validation, self.run.step, self.run.held)
+        if others:
+            self.report.say(f"{others} validation losses were of other pictures or timesteps and are forgotten; the best is sought anew")
 
     def guarded(self) -> Iterator[Step]:
         """The steps; a failure also says what is left."""
@@ -118,7 +128,7 @@ class Course:
             return
         components = self.run.components
         with apply.suspended(components.modules), hardware.plain(components.unet):
-            with hardware.resident(self.run.idle, components.device):
+            with hardware.resident(self.run.originals, components.device):
                 self.draw(saving.file(self.run, self.place), self.run.step)
         self.trackers.picture(self.place.grid, self.run.step)
 

@@ -1,9 +1,8 @@
-"""How much memory a training takes, estimated from shapes alone: weights, the adapter with its optimiser, activations.
+"""How much memory a training takes, estimated from shapes alone: its steps, and what comes before and between them.
 
-The activations kept for the gradient follow from what PyTorch keeps for each kind of layer. A frozen Linear keeps nothing; a
-convolution keeps its input even when frozen, and so do normalisations, SiLU and a trained Linear; attention keeps queries, keys,
-values and result. With gradient checkpointing (Chen et al. 2016, arXiv:1604.06174) only the inputs of blocks stay, and one block
-at a time is computed again. Beside counts of the true networks (docs/memory.md) this is within 2 %, with checkpointing within 15 %.
+A step has the weights that it needs, the adapter with its optimiser, and activations. Pictures are encoded before the first step,
+with the VAE; samples are drawn and held-out pictures looked at between two. Each of these has a peak of its own, and the largest
+of all is what a device has to hold.
 """
 
 from collections.abc import Mapping
@@ -14,138 +13,189 @@ import torch
 from torch import nn
 
 from sdlora import hardware, models
-from sdlora.training import placement, planning
+from sdlora.checkpoints import build
+from sdlora.layers import named_layers
+from sdlora.training import activations, optimizers, placement
 from sdlora.training.config import UNET, TrainConfig
 from sdlora.training.trainable import layers
+from sdlora.training.validation import ROWS
 
 GIB = 2**30
-TOKENS = 77
-STATE = 16  # bytes per trained number: itself, its gradient and AdamW's two moments, all fp32
-KINDS = ("ResnetBlock2D", "BasicTransformerBlock", "Transformer2DModel", "Downsample2D", "Upsample2D")
-TEXT_KEPT = 20  # numbers kept per token and width in a layer of CLIP's text encoder; 18 were counted with its attention trained
-SCRATCH, BASIC = 12, 15 * 2**20  # times the widest input, for its 3 × 3 patches; bytes. Fitted to a CPU: docs/memory.md
-BACKWARD = 2  # of the largest activation: its gradient and that of what it was made from, while both are alive
+VAE = "vae"
+NUMBER = 4  # bytes of what is trained, and of its gradient: both fp32
+# What a CPU's convolutions take beside their results, fitted to measurements (docs/memory.md): times the widest input, for its 3 × 3
+# patches, with a gradient and without; and bytes
+SCRATCH, FORWARD, BASIC = 12, 8, 15 * 2**20
+TOGETHER = 1024  # places of latents in a batch of samples, or one picture: what sdlora.generation draws at once
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes, at the worst moment of a step; what libraries take is not in it."""
+    """Bytes at the worst moment of each phase; what libraries take is not in it."""
 
     weights: int  # of the base's parts that stay, and of the adapter as it is
-    adapter: int  # trained numbers, gradients, moments
+    adapter: int  # trained numbers, gradients, the optimiser's state, the average
     activations: int
     scratch: int  # what the CPU's convolutions write down for themselves; on other devices it was not measured, and is 0
     images: int  # per batch
+    others: Mapping[str, int]  # phase beside the steps, in words -> bytes
+
+    @property
+    def step(self) -> int:
+        return self.weights + self.adapter + self.activations + self.scratch
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.activations + self.scratch
+        return max(self.step, *self.others.values())
+
+    @property
+    def worst(self) -> str | None:
+        """The phase beside the steps that takes the most; None where a step takes more."""
+        name = max(self.others, key=lambda phase: self.others[phase])
+        return name if self.others[name] > self.step else None
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What the gradient needs of one block, in numbers per picture."""
-
-    inside: float
-    entry: float  # its input alone
+def networks(config: TrainConfig) -> dict[str, nn.Module]:
+    """The base's U-Net, text encoders and VAE without weights."""
+    vae = models.opened(config.base, **config.reading).configs[VAE]
+    return models.skeleton(config.base) | {VAE: build.skeleton("AutoencoderKL", vae)}
 
 
 def estimate(config: TrainConfig, modules: Mapping[str, nn.Module] | None = None, size: tuple[int, int] | None = None) -> Footprint:
-    """Of the training that `config` describes; `modules` are the base's without weights, `size` the latents' height and width."""
-    config = config.settled()
-    modules = modules or models.skeleton(config.base)
-    where = placement.device(config.device)
-    precision = placement.precision(config.precision, where)
-    bytes_ = torch.finfo(hardware.dtype(precision)).bits // 8
-    unet: Any = modules[UNET]
-    height, width = size or latent_size(config, unet)
-    images = config.batch_size + config.priors_per_batch
-    trained = set(layers(modules, config))
-    blocks = unet_blocks(unet, height, width, trained)
-    if config.gradient_checkpointing:
-        kept = sum(block.entry for block in blocks) + max(block.inside - block.entry for block in blocks)
-    else:
-        kept = sum(block.inside for block in blocks)
-    largest = unet.config.block_out_channels[0] * height * width
-    numbers = kept + BACKWARD * largest + text_numbers(modules, config)
-    weights = sum(_size(module) for name, module in modules.items() if name in config.learning or name == UNET) * bytes_
-    adapter = STATE * sum(target.parameters for target in planning.targets_of(config, modules))
-    scratch = BASIC + SCRATCH * widest(unet, height, width) * images * bytes_ if where.type == "cpu" else 0
-    return Footprint(weights, adapter, round(images * numbers * bytes_), scratch, images)
+    """Of the training that `config` describes; `modules` are the base's `networks`, `size` the latents' height and width."""
+    return Estimate.of(config, modules, size).footprint()
 
 
-def widest(unet: Any, height: int, width: int) -> int:
-    """Numbers in the largest input of a convolution."""
-    count, largest = len(unet.config.block_out_channels), 0
-    for name, module in unet.named_modules():
-        if type(module).__name__ == "ResnetBlock2D":
-            level = _level(name, count)
-            largest = max(largest, module.in_channels * (height >> level) * (width >> level))
-    return largest
+@dataclass(frozen=True)
+class Estimate:
+    """What the phases have in common."""
+
+    config: TrainConfig  # settled
+    modules: Mapping[str, nn.Module]  # U-Net and text encoders
+    vae: Any
+    where: torch.device
+    bytes: int  # of a weight and of an activation
+    vae_bytes: int
+    size: tuple[int, int]  # of the latents in training
+    factor: int  # pixels a latent
+
+    @classmethod
+    def of(cls, config: TrainConfig, modules: Mapping[str, nn.Module] | None = None, size: tuple[int, int] | None = None) -> "Estimate":
+        config = config.settled()
+        rest = dict(modules or networks(config))
+        vae: Any = rest.pop(VAE)
+        where = placement.device(config.device)
+        dtype = hardware.dtype(placement.precision(config.precision, where))
+        upcast = "text_encoder_2" in rest and vae.config.force_upcast
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        unet: Any = rest[UNET]
+        side = max(config.resolutions) // factor if config.resolutions else unet.config.sample_size  # a square: no bucket has more
+        return cls(config, rest, vae, where, dtype.itemsize, models.vae_dtype(dtype, upcast).itemsize, size or (side, side), factor)
+
+    @property
+    def unet(self) -> Any:
+        return self.modules[UNET]
+
+    @property
+    def apart(self) -> bool:
+        """Whether what waits does so in another memory."""
+        return self.where.type == "cuda"
+
+    @property
+    def drawn(self) -> bool:
+        return bool(self.config.samples.count or self.config.samples.prompts)
+
+    def weights(self, *names: str) -> int:
+        """Of these parts."""
+        own = {name: self.bytes * _size(module) for name, module in self.modules.items()} | {VAE: self.vae_bytes * _size(self.vae)}
+        return sum(own[name] for name in names)
+
+    @property
+    def busy(self) -> list[str]:
+        """The parts that the steps need: where one text encoder learns, all are asked."""
+        return list(self.modules) if self.config.trains_text else [UNET]
+
+    @property
+    def idle(self) -> list[str]:
+        """The text encoders that they do without."""
+        return [name for name in self.modules if name not in self.busy]
+
+    @property
+    def every(self) -> int:
+        """All weights."""
+        return self.weights(*self.modules, VAE)
+
+    @property
+    def staying(self) -> int:
+        """Weights in the device's memory during the steps."""
+        return self.every if self.drawn and not self.apart else self.weights(*self.busy)
+
+    def footprint(self) -> Footprint:
+        config = self.config
+        images = config.batch_size + config.priors_per_batch
+        numbers = activations.with_gradient(self.unet, *self.size, set(layers(self.modules, config)), config.gradient_checkpointing)
+        numbers += activations.text({name: self.modules[name] for name in config.learning if name != UNET})
+        adapter, scratch = trained(config, self.modules), self.basic + self.scratch(images, *self.size)
+        others = {"encoding the pictures": self.encoding()}
+        if config.prior.on:
+            others["drawing the base's own pictures"] = self.drawing(config.prior.images, config.prior.guidance)
+        if self.drawn:
+            count = len(config.samples.prompts) or config.samples.count
+            others["drawing samples"] = self.drawing(count, config.samples.guidance) + adapter
+        if config.validation.on:
+            others["validating"] = self.staying + adapter + self.forward(min(ROWS, config.validation.timesteps), *self.size)
+        return Footprint(self.staying, adapter, round(images * numbers * self.bytes), scratch, images, others)
+
+    def scratch(self, rows: int, height: int, width: int, times: int = SCRATCH) -> int:
+        """What convolutions of the U-Net take beside their results."""
+        return times * activations.widest(self.unet, height, width) * rows * self.bytes if self.where.type == "cpu" else 0
+
+    @property
+    def basic(self) -> int:
+        return BASIC if self.where.type == "cpu" else 0
+
+    def encoding(self) -> int:
+        """With all parts where there is one memory; else the VAE, and the text encoders, have their turn without the U-Net."""
+        height, width = (self.factor * side for side in self.size)
+        work = round(activations.encoding(self.vae, height, width, self.config.vae_tiling) * self.vae_bytes) + self.basic
+        if not self.apart:
+            return self.every + work
+        learning = [name for name in self.busy if name != UNET]
+        return self.weights(*learning) + max(self.weights(VAE) + work, self.weights(*self.idle))
+
+    def drawing(self, pictures: int, guidance: float) -> int:
+        """Pictures, beside an adapter: what the steps do without comes for its turn, if it waits elsewhere."""
+        denoising, decoding = self.denoising(pictures, guidance), self.decoding()
+        if not self.apart:
+            return self.every + max(denoising, decoding)
+        return self.weights(*self.busy) + max(denoising, self.weights(VAE) + decoding, self.weights(*self.idle))
+
+    def denoising(self, pictures: int, guidance: float) -> int:
+        """So many pictures of the base's own size, as many at a time as are drawn together."""
+        side = self.unet.config.sample_size
+        rows = max(1, min(pictures, TOGETHER // side**2)) * (2 if guidance > 1 else 1)
+        return self.forward(rows, side, side)
+
+    def forward(self, rows: int, height: int, width: int) -> int:
+        """One call of the U-Net without a gradient."""
+        own = round(rows * activations.without_gradient(self.unet, height, width) * self.bytes)
+        return own + self.scratch(rows, height, width, FORWARD)
+
+    def decoding(self) -> int:
+        side = self.unet.config.sample_size * self.factor
+        return round(activations.decoding(self.vae, side, side, self.config.vae_tiling) * self.vae_bytes) + self.basic
 
 
-def latent_size(config: TrainConfig, unet: Any) -> tuple[int, int]:
-    """Of a square picture at the run's largest resolution, than which no bucket has more; 8 pixels a latent, 4 for the built-in base."""
-    factor = 4 if config.base in models.BUILT_IN else 8
-    side = max(config.resolutions) // factor if config.resolutions else unet.config.sample_size
-    return side, side
-
-
-def unet_blocks(unet: Any, height: int, width: int, trained: set[str]) -> list[Kept]:
-    """Every residual and every transformer block, and what lies around them, whose inputs are its all."""
-    count = len(unet.config.block_out_channels)
-    result = [_whole(3 * unet.config.block_out_channels[0] * height * width)]  # the last normalisation, SiLU and convolution
-    for name, module in unet.named_modules():
-        kind = type(module).__name__
-        if kind not in KINDS:
-            continue
-        level = _level(name, count)
-        if kind == "Upsample2D":
-            level -= 1
-        places = (height >> level) * (width >> level)
-        if kind == "ResnetBlock2D":
-            result.append(Kept(places * 3 * (module.in_channels + module.out_channels), places * module.in_channels))
-        elif kind == "BasicTransformerBlock":
-            result.append(Kept(places * _transformer(module, name, trained, places), places * module.norm1.normalized_shape[0]))
-        elif kind == "Transformer2DModel":
-            convolutions = isinstance(module.proj_in, nn.Conv2d)
-            result.append(_whole(places * module.norm.num_channels * (3 if convolutions else 1)))
-        else:
-            result.append(_whole(places * module.channels))
-    return result
-
-
-def _whole(numbers: float) -> Kept:
-    return Kept(numbers, numbers)
-
-
-def _level(name: str, count: int) -> int:
-    """How often the picture was halved where the block lies."""
-    if name.startswith("mid_block"):
-        return count - 1
-    number = int(name.split(".")[1])
-    return number if name.startswith("down") else count - 1 - number
-
-
-def _transformer(module: Any, name: str, trained: set[str], places: int) -> float:
-    """Per place: three normalisations, self- and cross-attention (queries, keys, values, result), GEGLU (three times its width)."""
-    width = module.norm1.normalized_shape[0]
-    inner = module.ff.net[2].in_features
-    own = 0.0
-    for attention in ("attn1", "attn2"):
-        own += width * any(f"unet.{name}.{attention}.to_{part}" in trained for part in "qkv")
-    own += width * (f"unet.{name}.ff.net.0.proj" in trained) + inner * (f"unet.{name}.ff.net.2" in trained)
-    context = 2 * TOKENS * width / places
-    return 3 * width + 4 * width + 2 * width + context + 3 * inner + own
-
-
-def text_numbers(modules: Mapping[str, nn.Module], config: TrainConfig) -> float:
-    """Per caption, of the text encoders that learn."""
-    result = 0.0
-    for name in config.learning:
-        if name != UNET:
-            settings: Any = modules[name].config
-            result += TEXT_KEPT * settings.num_hidden_layers * settings.hidden_size * TOKENS
+def trained(config: TrainConfig, modules: Mapping[str, nn.Module]) -> int:
+    """Bytes of what is trained: itself, its gradient, what the optimiser keeps of it, and its average where one is asked for."""
+    weights, own = named_layers(modules), config.optimizer
+    state, each = optimizers.KINDS[own.name].state, NUMBER * (3 if config.ema.on else 2)
+    result = 0
+    for name, layer in layers(modules, config).items():
+        weight: Any = weights[name].weight
+        out, *inner = weight.shape
+        for shape in ((layer.rank, *inner), (out, layer.rank, *(1 for _ in inner[1:]))):  # A and B
+            result += each * torch.Size(shape).numel() + state(shape, own.arguments)
     return result
 
 
@@ -157,7 +207,8 @@ def lines(found: Footprint) -> list[str]:
     """In words."""
     parts = f"weights {gib(found.weights)}, adapter and optimiser {gib(found.adapter)}, activations {gib(found.activations)}"
     parts += f", the CPU's scratch {gib(found.scratch)}" if found.scratch else ""
-    return [f"{'memory':8} about {gib(found.total)} ({parts})"]
+    more = f"about {gib(found.total)} while {found.worst}; a step " if found.worst else ""
+    return [f"{'memory':8} {more}about {gib(found.step)} ({parts})"]
 
 
 def gib(size: float) -> str:

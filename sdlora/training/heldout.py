@@ -1,5 +1,6 @@
 """Pictures that are not trained on: which, and what is kept of them."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ ELSEWHERE = {"folders": (), "regularisation": None, "metadata": None}  # what is
 class Held:
     source: Source
     strata: int  # timesteps per picture
+    pictures: str = ""  # a name for the contents of pictures and captions, in any order
 
 
 def divided(found: Found, config: TrainConfig) -> tuple[Found, list[Example]]:
@@ -59,4 +61,6 @@ def _apart(found: Found, held: Sequence[Example], config: TrainConfig) -> Found:
 
 def encoded(held: Sequence[Example], components: Components, config: TrainConfig, cache: Cache, say: Callable[[str], None]) -> Held:
     plain = config.model_copy(update=PLAIN)
-    return Held(sources.source("validation", held, components, plain, cache, 1, 1.0, say), config.validation.timesteps)
+    source = sources.source("validation", held, components, plain, cache, 1, 1.0, say)
+    facts = sorted((row.key, row.shape, row.wordings[0]) for row in source.data.rows)
+    return Held(source, config.validation.timesteps, hashlib.sha256(repr(facts).encode()).hexdigest()[:16])

@@ -11,7 +11,7 @@ from sdlora.training.config import TrainConfig
 # What may differ between the command that began a run and the one that goes on with it: nothing of this changes the adapter.
 # The contents of PLACES, with captions, repeats, weights and masks, and of an adapter to begin with are compared by their hashes instead.
 PLACES = ("images", "folders", "regularisation", "metadata", "strict", "init")
-HERE = ("output", "save_every", "keep_states", "keep_checkpoints", "trackers", "cache", "samples", "device")
+HERE = ("output", "save_every", "keep_states", "keep_checkpoints", "trackers", "cache", "cache_limit", "samples", "device")
 FREE: dict[str, Any] = dict.fromkeys((*PLACES, *HERE, "gradient_checkpointing", "explosion"), True) | {
     "validation": {"images", "every", "timesteps"}
 }

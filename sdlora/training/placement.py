@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from sdlora import hardware
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import processes
+from sdlora.training import processes, sharding, units
 from sdlora.training.config import TrainConfig
 
 LEFT = ("_gradient_checkpointing_func", "_require_grads_hooks")  # what the libraries leave on a network
@@ -64,8 +64,11 @@ def _cpu_has_bf16() -> bool:
 
 @contextmanager
 def prepared(components: Components, config: TrainConfig) -> Iterator[None]:
-    """Attention and VAE as the settings say, and as before afterwards. "auto" attention, measured in one thread, 16 × 16
-    latents, batch 16, rank 8: the classic processor in bf16 takes 0.83 of SDPA's time; in fp32 SDPA is the faster one, 0.95."""
+    """Attention and VAE as the settings say, the U-Net's parts joined (training/units), and as before afterwards.
+
+    "auto" attention, measured in one thread, 16 × 16 latents, batch 16, rank 8: the classic processor in bf16 takes 0.83 of SDPA's
+    time; in fp32 SDPA is the faster one, 0.95.
+    """
     from diffusers.models.attention_processor import AttnProcessor
 
     unet: Any = components.unet
@@ -76,7 +79,9 @@ def prepared(components: Components, config: TrainConfig) -> Iterator[None]:
             unet.set_attn_processor(AttnProcessor())
         hardware.set_attention(unet, config.attention)
         hardware.set_tiling(components.vae, config.vae_tiling)
-        yield
+        parts = config.compile or sharding.told()  # a compiler sees more in the parts; FSDP gathers the weights of modules that are called
+        with nullcontext() if parts else units.joined(unet):
+            yield
     finally:
         unet.set_attn_processor(processors)
         hardware.set_tiling(components.vae, tiled)

@@ -14,7 +14,7 @@ from sdlora.training.config import TrainConfig
 from sdlora.training.layout import Layout, agree
 from sdlora.training.trainable import layers
 
-BUCKETS = 8  # that are listed
+BUCKETS, SKIPPED = 8, 3  # that are listed
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Plan:
     targets: tuple[Target, ...]
     done: int  # steps that a run in the output folder has already made
     buckets: tuple[tuple[tuple[int, int], int], ...] = ()  # (height, width) in pixels, how many pictures
+    skipped: tuple[str, ...] = ()  # pictures that cannot be read, and why
 
     @property
     def parameters(self) -> int:
@@ -54,7 +55,7 @@ def plan(config: TrainConfig) -> Plan:
     layout = Layout(config.output)
     agree(layout, config)
     done = saving.step_of(saving.newest(layout))
-    return Plan(config, len(found.images), len(held), targets, done, tuple(counted(found, config)))
+    return Plan(config, len(found.images), len(held), targets, done, tuple(counted(found, config)), found.skipped)
 
 
 def checked(config: TrainConfig) -> tuple[Found, list[Example]]:
@@ -108,6 +109,7 @@ def lines(plan: Plan) -> list[str]:
     rows = [
         ("base", c.base),
         ("images", f"{plan.images} in {c.images}" + (f", trigger {', '.join(c.triggers)}" if c.triggers else "")),
+        *(("left out", line) for line in _left_out(plan)),
         *((("buckets", _buckets(plan)),) if plan.buckets else ()),
         ("adapter", f"LoRA, {size}, {plan.parameters:,} parameters ({_share(plan.parameters, plan.full)})"),
         *(("", f"{t.name}: {t.layers} layers{_sizes(t, alike)}, {_numbers(t)}") for t in plan.targets),
@@ -119,8 +121,16 @@ def lines(plan: Plan) -> list[str]:
         ("output", str(c.output) + (f", saved every {_interval(c)}" if c.save_every else "")),
     ]
     if c.prior.on:
-        rows.insert(5, ("prior", f"{c.prior.images} pictures of {len(c.prior.prompts)} prompts, weight {c.prior.weight:g}"))
+        place = next(i for i, (name, _) in enumerate(rows) if name == "batch")
+        rows.insert(place, ("prior", f"{c.prior.images} pictures of {len(c.prior.prompts)} prompts, weight {c.prior.weight:g}"))
     return [f"{name:8} {text}" for name, text in rows]
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """The first few pictures, and how many more."""
+    shown = [reason.partition("; replace it")[0] for reason in plan.skipped[:SKIPPED]]
+    rest = len(plan.skipped) - SKIPPED
+    return [*shown, f"and {rest} more"] if rest > 0 else shown
 
 
 def _buckets(plan: Plan) -> str:

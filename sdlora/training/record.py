@@ -16,6 +16,7 @@ import torch
 from sdlora import __version__, texts
 from sdlora.data import pictures
 from sdlora.training.batches import Source
+from sdlora.training.config import TrainConfig
 from sdlora.training.run import Run
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
@@ -64,8 +65,13 @@ def environment(device: torch.device, precision: str, processes: int) -> dict[st
 def command(words: Sequence[str]) -> str:
     """The command line, with the home folder as ~ and without the values of what is named like a secret."""
     home = str(Path.home())
-    shown = [SECRET.sub(r"\1=…", word) for word in words]
+    shown = [word if _setting(word) else SECRET.sub(r"\1=…", word) for word in words]
     return " ".join(word.replace(home, "~") if home != "/" else word for word in [Path(shown[0]).name, *shown[1:]])
+
+
+def _setting(word: str) -> bool:
+    """Whether it is one of a training's: keep_tokens holds no secret."""
+    return word.partition("=")[0].strip() in TrainConfig.model_fields
 
 
 def commit() -> str | None:

@@ -42,6 +42,7 @@ class Run:
     world: World = ALONE  # the processes that train together
     held: Held | None = None  # what it is validated with
     idle: Sequence[nn.Module] = ()  # what the steps do without
+    originals: Sequence[nn.Module] = ()  # of it, the networks whose split twins the steps go through
     step: int = 0  # optimiser steps done
     average: Average | None = field(init=False)  # of the parameters, if the settings ask for one
     guard: Guard = field(init=False)

@@ -11,6 +11,7 @@ from sdlora import apply, conditioning, hardware, models
 from sdlora.data import Cache, Example, Found, fingerprint
 from sdlora.data.buckets import frames
 from sdlora.data.cache import folder_of
+from sdlora.data.sizes import readable
 from sdlora.errors import SdloraError
 from sdlora.families import EPSILON
 from sdlora.models import Components
@@ -89,7 +90,7 @@ def underway(
     """
     place = Layout(config.output)
     with placement.prepared(components, config), placement.deterministic(components.device):
-        cache = Cache(folder_of(config.cache))
+        cache = Cache(folder_of(config.cache), config.cache_bytes)
         with world.main_first():
             wide = processes.widened(config, world)
             encoded = sources.made(found, components, wide, cache, place.prior, imagine, report.say)
@@ -101,8 +102,11 @@ def underway(
             identity["number of processes"] = str(world.size)
         working = split(components, config, world.sharding, world.device, world.size)
         try:
-            run = _run(config, working, encoded, cache, identity, world, validated)
-            run.idle = [*run.idle, *whole(components, working)]
+            run = _run(config, working, encoded, cache, identity, world, validated, components)
+            run.originals = whole(components, working)
+            run.idle = [*run.idle, *run.originals]
+            if world.main and (freed := cache.trim()):
+                report.say(f"the cache was larger than {config.cache_limit}: {readable(freed)} of the longest unused were deleted")
             yield run
         finally:
             apply.eject(working.modules)
@@ -118,11 +122,16 @@ def course(run: Run, place: Layout, report: Silent, draw: Draw | None) -> Course
 
 
 def loaded(config: TrainConfig, say: Callable[[str], None] | None = None) -> Components:
-    """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for."""
+    """The base that `config` names, where and as precisely as it says; `say` is told what it was taken for. On CUDA only what the
+    steps need is there, so that the base as a whole never has to fit: the rest comes from the CPU's memory for its turn."""
     where = placement.device(config.device)
     dtype = hardware.dtype(placement.precision(config.precision, where))
     said = None if config.base in models.BUILT_IN else say
-    return rescaled(models.load(config.base, where, dtype, say=said, **config.reading), config)
+    found = models.load(config.base, "cpu" if where.type == "cuda" else where, dtype, say=said, **config.reading)
+    for name, module in found.modules.items():
+        if name == "unet" or config.trains_text:  # of several text encoders one that learns needs the others beside it
+            module.to(where)
+    return rescaled(found, config)
 
 
 def rescaled(components: Components, config: TrainConfig) -> Components:
@@ -170,8 +179,11 @@ def _run(
     identity: dict[str, str],
     world: World = ALONE,
     held: Held | None = None,
+    originals: Components | None = None,
 ) -> Run:
-    prompts = sources.prompts([*encoded, *([held.source] if held else [])], components, config, cache, config.trains_text)
+    """`components` are those that the steps go through, `originals` the same unsplit, where they are others."""
+    texts = components if config.trains_text else originals or components
+    prompts = sources.prompts([*encoded, *([held.source] if held else [])], texts, config, cache, config.trains_text)
     parameters, groups = trainable(components, config)
     if config.init is not None:
         initial.start(components.modules, config.init)

@@ -50,6 +50,11 @@ def settings(folder: Path, overrides: Sequence[str], header: Mapping[str, Any], 
     return found
 
 
+def caption(folder: Path) -> str | None:
+    """What the pictures of a folder are called of which none has a caption; None where one has."""
+    return None if _captions(folder) else title(folder)
+
+
 def light(base: str) -> dict[str, Any]:
     """For a base that is not built in, what graphics cards of a usual size hold."""
     return {} if base in models.BUILT_IN else LIGHT[models.opened(base).family.name]

@@ -7,7 +7,7 @@ import torch
 from sdlora import conditioning
 from sdlora.conditioning import CHUNKS, Conditioning
 from sdlora.data import Cache
-from sdlora.data.encode import embedding, encoders_of
+from sdlora.data.encode import Turn, embedding, encoders_of
 from sdlora.models import Components
 
 Prompts = Callable[[Sequence[str | None]], Conditioning]  # captions, None for a dropped one -> n rows
@@ -16,11 +16,12 @@ RESIDENT = 1 << 28  # bytes of embeddings that may stay beside the U-Net; more o
 
 def cached(captions: Sequence[str], components: Components, cache: Cache, clip_skip: int = 1, chunks: int = CHUNKS) -> Prompts:
     """From a table made before the training, for frozen text encoders."""
-    encoders, unique = encoders_of(components), dict.fromkeys((None, *captions))
-    table = {caption: embedding(caption, components, cache, clip_skip, chunks, encoders) for caption in unique}
+    encoders, unique, where = encoders_of(components), dict.fromkeys((None, *captions)), components.device
+    with Turn(components, components.text_encoders) as turn:
+        table = {caption: embedding(caption, components, cache, clip_skip, chunks, encoders, turn.begin) for caption in unique}
     if sum(row.context.nbytes for row in table.values()) <= RESIDENT:
-        table = {caption: row.to(components.device) for caption, row in table.items()}
-    return lambda batch: conditioning.cat(table[caption] for caption in batch).to(components.device)
+        table = {caption: row.to(where) for caption, row in table.items()}
+    return lambda batch: conditioning.cat(table[caption] for caption in batch).to(where)
 
 
 def encoded(captions: Sequence[str], components: Components, clip_skip: int = 1, chunks: int = CHUNKS) -> Prompts:

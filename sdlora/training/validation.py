@@ -21,6 +21,7 @@ from sdlora.training.heldout import Held
 from sdlora.training.run import Run
 
 SEED = 0  # of the noise: not the run's own, so that runs with different seeds can be compared
+ROWS = 4  # in a call of the U-Net, whatever the batch: with more, SDXL would take more than a step with checkpoints does
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Score:
     loss: float  # mean over all pictures and timesteps
     timesteps: tuple[int, ...]
     losses: tuple[float, ...]  # by timestep, means over the pictures
+    pictures: str = ""  # a name for their contents; "" in files of a version that did not write it
+
+    def like(self, held: Held) -> bool:
+        """Whether it can be compared with what `held` gives."""
+        return self.pictures in ("", held.pictures) and len(self.timesteps) == held.strata
 
 
 @torch.no_grad()
@@ -39,22 +45,26 @@ def score(run: Run, held: Held) -> Score:
     times = torch.tensor([(2 * i + 1) * total // (2 * held.strata) for i in range(held.strata)])
     with run.result(), hardware.plain(components.unet):
         rows = torch.stack([_losses(run, row, times) for row in held.source.data.rows])
-    return Score(run.step, rows.mean().item(), tuple(times.tolist()), tuple(rows.mean(0).tolist()))
+    return Score(run.step, rows.mean().item(), tuple(times.tolist()), tuple(rows.mean(0).tolist()), held.pictures)
 
 
 def _losses(run: Run, row: Row, times: torch.Tensor) -> torch.Tensor:
     """(strata,) in fp64 of one picture, whose noise depends on its bytes alone. One at a time: so no bit depends on the others."""
-    components, strata, where = run.components, len(times), run.components.device
     view = row.views[0][0]
-    shape = tuple(view.latents.shape)
-    noise = torch.stack([draws.normal(shape, SEED, f"validation {row.key}", i) for i in range(strata)]).to(where)
-    clean = view.latents.expand(strata, *shape).to(where)
-    steps, bar = times.to(where), components.alphas_bar.to(where)[times.to(where)]
+    noise = torch.stack([draws.normal(tuple(view.latents.shape), SEED, f"validation {row.key}", i) for i in range(len(times))])
+    found = [_part(run, row, *part) for part in zip(noise.split(ROWS), times.split(ROWS), strict=True)]
+    return torch.cat(found).double().cpu()
+
+
+def _part(run: Run, row: Row, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    components, count, where, view = run.components, len(times), run.components.device, row.views[0][0]
+    clean, noise, steps = view.latents.expand_as(noise).to(where), noise.to(where), times.to(where)
+    bar = components.alphas_bar.to(where)[steps]
     with loop.precision(run):
-        hint = run.prompts([row.wordings[0]] * strata).to(dtype=components.dtype)
-        ids = time_ids([view.sizes] * strata).to(where)
+        hint = run.prompts([row.wordings[0]] * count).to(dtype=components.dtype)
+        ids = time_ids([view.sizes] * count).to(where)
         said = predict(components.unet, noised(clean, noise, bar).to(components.dtype), steps, hint, ids)
-    return squared_error(said, target(clean, noise, bar, components.prediction)).double().cpu()
+    return squared_error(said, target(clean, noise, bar, components.prediction))
 
 
 def best(scores: Sequence[Score]) -> Score | None:
@@ -71,11 +81,12 @@ def append(path: Path, found: Score) -> None:
         file.write(_line(found))
 
 
-def rewind(path: Path, step: int) -> list[Score]:
-    """Forget what comes after `step`; what is left."""
-    kept = [found for found in read(path) if found.step <= step]
+def rewind(path: Path, step: int, held: Held) -> tuple[list[Score], int]:
+    """Forget what comes after `step`: what is left, and how many were left out because they are of other pictures or timesteps."""
+    before = [found for found in read(path) if found.step <= step]
+    kept = [found for found in before if found.like(held)]
     texts.write(path, "".join(map(_line, kept)))
-    return kept
+    return kept, len(before) - len(kept)
 
 
 def _line(found: Score) -> str:
@@ -86,7 +97,7 @@ def _line(found: Score) -> str:
 
 def _score(line: dict[str, Any]) -> Score:
     loss, *losses = (math.nan if value is None else value for value in (line["loss"], *line["losses"]))
-    return Score(line["step"], loss, tuple(line["timesteps"]), tuple(losses))
+    return Score(line["step"], loss, tuple(line["timesteps"]), tuple(losses), line.get("pictures", ""))
 
 
 def verdict(scores: Sequence[Score]) -> str | None:

@@ -1,0 +1,61 @@
+"""Layers over channels-last pixels: convolutions with weights in the kernel's own order, 1 × 1 ones as products, group normalisation."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAST = torch.channels_last
+LANES = 8  # channels of a group from which on PyTorch's own channels-last kernel is the faster one
+
+
+class Convolution:
+    """A Conv2d whose weight is brought into oneDNN's order once instead of at each call. The layer's own weight stays the truth.
+
+    The copy is made at the first call, and anew when the weight was written to or is another. On one row or many, on one thread or
+    several, the same kernel sums in the same order: a row's result does not depend on the others to the last bit.
+    """
+
+    def __init__(self, layer: nn.Conv2d):
+        self.layer = layer
+        self.how = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        self.packed: Tensor | None = None
+        self.of: tuple[int, int] | None = None  # what it was packed from
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        of = weight._version, weight.data_ptr()
+        if self.packed is None or self.of != of:
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *self.how, list(x.shape))
+            self.of = of
+        pixels = x.contiguous(memory_format=LAST)
+        return torch.ops.mkldnn._convolution_pointwise(pixels, self.packed, self.layer.bias, *self.how, "none", [], "")
+
+
+class Pointwise:
+    """A Conv2d of 1 × 1: the product of a Linear, with pixels for rows."""
+
+    def __init__(self, layer: nn.Conv2d):
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        pixels = x.contiguous(memory_format=LAST).permute(0, 2, 3, 1)
+        return F.linear(pixels, weight.flatten(1), self.layer.bias).permute(0, 3, 1, 2)
+
+
+class Norm:
+    """A GroupNorm (Wu & He 2018, arXiv:1803.08494, eq. 1 to 6) of few channels a group, by the mean and mean square of each channel."""
+
+    def __init__(self, layer: nn.GroupNorm):
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer, (n, c, h, w) = self.layer, x.shape
+        pixels = x.contiguous(memory_format=LAST).permute(0, 2, 3, 1).view(n, h * w, c)
+        grouped = (n, layer.num_groups, -1)
+        mean = pixels.mean(1).view(grouped).mean(2, keepdim=True)
+        square = (pixels * pixels).mean(1).view(grouped).mean(2, keepdim=True)
+        deviation = torch.addcmul(square, mean, mean, value=-1).add_(layer.eps).sqrt_()
+        scale = layer.weight.view(1, *grouped[1:]) / deviation
+        shift = torch.addcmul(layer.bias.view(1, *grouped[1:]), mean, scale, value=-1)
+        return torch.addcmul(shift.view(n, 1, c), pixels, scale.view(n, 1, c)).view(n, h, w, c).permute(0, 3, 1, 2)

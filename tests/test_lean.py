@@ -1,0 +1,264 @@
+"""Networks with less around the arithmetic: the same numbers, whatever the number of rows and of threads, and the model as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sdlora import apply, hardware
+from sdlora.benchmark.work import Counter
+from sdlora.conditioning import Conditioning, predict
+from sdlora.generation import Request, generate, guard
+from sdlora.lean import copies, lean
+from sdlora.lean.layers import Convolution, Norm
+
+ROWS = 20
+
+
+def inputs(rows: int, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn((rows, 4, side, side), generator=generator), torch.randn((rows, 77, 128), generator=generator)
+
+
+def said(unet: nn.Module, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """By the U-Net, with one timestep for all rows as generation embeds it."""
+    with unet.time_embedding.register_forward_pre_hook(lambda _, given: (given[0][:1], *given[1:])):
+        return predict(unet, x.to(unet.dtype), torch.tensor(400.0), Conditioning(context.to(unet.dtype), None), None)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def bits(model: nn.Module) -> list[bytes]:
+    return [tensor.detach().numpy().tobytes() for tensor in model.state_dict().values()]
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def test_without_packing_the_result_is_the_models_bit_for_bit(components):
+    x, context = inputs(3)
+    with lean(components.unet, pack=False):
+        found, picture = said(components.unet, x, context), components.vae.decode(x).sample
+    assert torch.equal(found, said(components.unet, x, context))
+    with lean(components.vae.decoder, pack=False):
+        assert torch.equal(components.vae.decode(x).sample, picture)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_packed_it_is_as_near_to_double_precision_as_the_model_itself(components, part: str):
+    x, context = inputs(2)
+    model, exact = getattr(components, part), deepcopy(getattr(components, part)).double()
+    whole = model if part == "unet" else model.decoder
+
+    def run(one: nn.Module) -> torch.Tensor:
+        return said(one, x, context) if part == "unet" else one.decode(x.to(one.dtype)).sample
+
+    truth = run(exact)
+    plain = (run(model) - truth).abs().max()
+    with lean(whole):
+        assert any(isinstance(vars(module).get("forward"), Convolution) for module in whole.modules())
+        assert any(isinstance(vars(module).get("forward"), Norm) for module in whole.modules())
+        packed = (run(model) - truth).abs().max()
+    assert 0 < packed < 4 * plain
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_row_is_the_same_bits_among_any_number_of_rows_and_on_any_number_of_threads(components, count: int):
+    x, context = inputs(ROWS)
+    with lean(components.unet), threads(1):
+        one = said(components.unet, x[7:8], context[7:8])
+    with threads(count):
+        for rows in (1, 2, 8, 16, ROWS):
+            start = max(0, 8 - rows)  # row 7 is among them
+            with lean(components.unet):
+                found = said(components.unet, x[start : start + rows], context[start : start + rows])
+            assert torch.equal(found[7 - start : 8 - start], one)
+
+
+def test_rows_of_one_block_may_come_in_any_number(components):
+    x, context = inputs(ROWS)
+    with lean(components.unet):
+        found = {rows: said(components.unet, x[:rows], context[:rows]) for rows in (2, ROWS, 1)}
+    assert torch.equal(found[ROWS][:2], found[2]) and torch.equal(found[ROWS][:1], found[1])
+
+
+def test_afterwards_the_model_is_as_it_was_even_after_an_error(components):
+    before, (x, context) = bits(components.unet), inputs(2)
+    plain = said(components.unet, x, context)
+    with pytest.raises(KeyError), lean(components.unet):
+        said(components.unet, x, context)
+        raise KeyError
+    assert bits(components.unet) == before
+    assert not any("forward" in vars(module) for module in components.unet.modules())
+    assert torch.equal(said(components.unet, x, context), plain)
+
+
+def test_a_block_within_a_block_changes_nothing_and_leaves_the_outer_one(components):
+    x, context = inputs(2)
+    with lean(components.unet):
+        outer = said(components.unet, x, context)
+        with lean(components.unet, pack=False):
+            assert torch.equal(said(components.unet, x, context), outer)
+        assert torch.equal(said(components.unet, x, context), outer)
+
+
+def test_a_weight_that_is_written_to_is_packed_anew(components, random_adapter):
+    x, context = inputs(2)
+    adapter = random_adapter(components.modules, ("attention", "convolutions"))
+    with apply.fused(components.modules, [(adapter, 1.0)]), lean(components.unet):
+        fused = said(components.unet, x, context)
+    with lean(components.unet):
+        base = said(components.unet, x, context)
+        with apply.fused(components.modules, [(adapter, 1.0)]):
+            assert torch.equal(said(components.unet, x, context), fused)
+        assert torch.equal(said(components.unet, x, context), base)
+    assert (fused - base).abs().max() > 0.01
+
+
+def test_stacked_adapters_act_on_all_layers_as_on_the_model_itself(components, random_adapter):
+    x, context = inputs(2)
+    adapter = random_adapter(components.modules, ("attention", "feed_forward", "convolutions"))
+    with lean(components.unet):
+        base = said(components.unet, x, context)
+    with apply.stacked(components.modules, [(adapter, 1.0)]) as stack:
+        plain = said(components.unet, x, context)
+        with lean(components.unet):
+            torch.testing.assert_close(said(components.unet, x, context), plain, rtol=1e-4, atol=1e-4)
+            stack.set_rows([[0.0], [1.0]])
+            mixed = said(components.unet, x, context)
+            torch.testing.assert_close(mixed[1], plain[1], rtol=1e-4, atol=1e-4)
+            assert torch.equal(mixed[0], base[0])
+            stack.set_strengths([0.0])
+            assert torch.equal(said(components.unet, x, context), base)
+    assert (plain - base).abs().max() > 0.01
+
+
+def test_in_half_precision_it_is_as_near_to_double_precision_as_the_model_itself(components):
+    x, context = inputs(2)
+    unet, truth = deepcopy(components.unet).bfloat16(), said(deepcopy(components.unet).double(), x, context)
+    plain = (said(unet, x, context) - truth).abs().mean()
+    with lean(unet):
+        packed = (said(unet, x, context) - truth).abs().mean()
+    assert packed < 1.5 * plain
+
+
+def test_where_gradients_are_wanted_or_the_model_is_compiled_or_trains_nothing_is_replaced(components):
+    def replaced() -> int:
+        with lean(components.unet):
+            return sum("forward" in vars(module) for module in components.unet.modules())
+
+    assert replaced() > 50
+    with torch.enable_grad():
+        assert replaced() == 0
+    with hardware.compiled(components.unet):
+        assert replaced() == 0
+    components.unet.train()
+    try:
+        assert replaced() == 0
+    finally:
+        components.unet.eval()
+
+
+def test_what_the_blocks_leave_out_is_computed_by_diffusers_own(components):
+    x, context = inputs(2)
+    mask = torch.ones(2, 77)
+    mask[:, 40:] = 0
+    words = {"timestep": torch.tensor(400.0), "encoder_hidden_states": context, "encoder_attention_mask": mask}
+    plain = components.unet(x, **words).sample
+    with lean(components.unet, pack=False):
+        assert torch.equal(components.unet(x, **words).sample, plain)
+        words.pop("encoder_attention_mask")
+        assert (components.unet(x, **words).sample - plain).abs().max() > 1e-3
+
+
+def test_the_other_families_blocks_are_the_same_bit_for_bit_too(loaded):
+    for kind in ("sd2", "sdxl"):
+        base = loaded(kind)
+        x, context = inputs(2)[0], torch.randn((2, 77, base.unet.config.cross_attention_dim), generator=torch.Generator().manual_seed(1))
+        pooled = base.unet.config.projection_class_embeddings_input_dim
+        words = {}
+        if pooled:
+            ids = torch.zeros(2, 6)
+            wide = pooled - 6 * base.unet.config.addition_time_embed_dim
+            words = {"added_cond_kwargs": {"text_embeds": torch.ones(2, wide), "time_ids": ids}}
+        plain = base.unet(x, torch.tensor(400.0), encoder_hidden_states=context, **words).sample
+        with lean(base.unet, pack=False):
+            assert torch.equal(base.unet(x, torch.tensor(400.0), encoder_hidden_states=context, **words).sample, plain)
+        with lean(base.unet):
+            packed = base.unet(x, torch.tensor(400.0), encoder_hidden_states=context, **words).sample
+        torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_copies_are_counted_by_the_bytes_of_what_is_packed(components):
+    x, context = inputs(2)
+    with lean(components.unet):
+        said(components.unet, x, context)
+        own = [vars(module).get("forward") for module in components.unet.modules()]
+        packed = [one.layer.weight.numel() * 4 for one in own if isinstance(one, Convolution)]
+    assert sum(packed) == copies(components.unet) > 1e6
+
+
+def test_a_step_counts_as_many_operations_packed_as_plain(components):
+    x, context = inputs(2)
+
+    def flops() -> int:
+        with Counter() as counter:
+            said(components.unet, x, context)
+        return counter.flops
+
+    plain = flops()
+    with lean(components.unet):
+        assert flops() == plain > 1e8
+
+
+def drawn(components, **settings) -> np.ndarray:
+    return np.asarray(next(generate(components, [Request("a cat face", seed=1, steps=2)], **settings)).image)
+
+
+def packings(components, monkeypatch: pytest.MonkeyPatch, **settings) -> list[bool]:
+    """Whether the first convolution was packed at each call of the U-Net."""
+    found = []
+    first = components.unet.conv_in
+    with components.unet.register_forward_hook(lambda *_: found.append(isinstance(vars(first).get("forward"), Convolution))):
+        drawn(components, **settings)
+    return found
+
+
+def test_generation_packs_within_a_quarter_of_the_free_memory_and_never_where_the_user_says_so(components, monkeypatch):
+    wanted = copies(components.unet) + copies(components.vae.decoder)
+    monkeypatch.setattr(guard, "unused", lambda device: 4 * wanted)
+    monkeypatch.setattr(guard, "check", lambda *_: None)
+    assert packings(components, monkeypatch) == [True, True]
+    assert packings(components, monkeypatch, pack=False) == [False, False]
+    monkeypatch.setattr(guard, "unused", lambda device: 4 * wanted - 1)
+    assert packings(components, monkeypatch) == [False, False]
+    assert not guard.ample(components, torch.device("cuda"))
+
+
+def test_packed_and_plain_draw_the_same_picture_to_one_level(components):
+    one, two = (drawn(components, pack=pack).astype(int) for pack in (True, False))
+    assert abs(one - two).max() <= 1
+
+
+def test_layers_of_an_unusual_kind_stay_what_they_are():
+    other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, groups=8, padding_mode="circular", padding=1)).eval()
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    plain = other(x)
+    with lean(other):
+        assert "forward" not in vars(other[2])
+        torch.testing.assert_close(other(x), plain)
