@@ -103,6 +103,20 @@ def test_an_adapter_that_came_and_went_is_no_trace(own, random_adapter):
     assert watch.traces() == []
 
 
+def test_activations_that_are_computed_twice_are_so_for_the_training_alone(own, tmp_path):
+    """transformers and diffusers leave hooks and functions on the networks by themselves."""
+    from sdlora.training import TrainConfig, placement
+
+    settings = {"images": tmp_path, "output": tmp_path / "run", "precision": "fp32", "targets": ("attention", "text_attention")}
+    config = TrainConfig(**settings, gradient_checkpointing=True).settled()
+    watch = Watch(own)
+    with placement.checkpointing(own, config):
+        pass
+    assert watch.traces() == []
+    with placement.checkpointing(own, config):
+        assert watch.traces()
+
+
 def test_a_setting_of_the_process_is_found():
     before = settings()
     torch.set_default_dtype(torch.float64)

@@ -20,6 +20,10 @@ SETTINGS = {
     "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
     "precision of matrix products": torch.get_float32_matmul_precision,
     "oneDNN": lambda: torch.backends.mkldnn.enabled,
+    "precision in oneDNN": lambda: [
+        getattr(getattr(torch.backends.mkldnn, part, None), "fp32_precision", "") for part in ("matmul", "conv")
+    ],
+    "denormal numbers": lambda: bool(torch.full((8,), 1e-40, dtype=torch.float32).mul(0.5).any()),
     "flash attention": torch.backends.cuda.flash_sdp_enabled,
     "plain attention": torch.backends.cuda.math_sdp_enabled,
     "function modes": torch._C._len_torch_function_stack,
@@ -70,6 +74,7 @@ class Watch:
         tensors = {id(t): (f"{n}.{k}", t) for n, m in modules.values() for k, t in (m._parameters | m._buffers).items() if t is not None}
         self.tensors: dict[str, torch.Tensor] = dict(tensors.values())
         self.tables: dict[str, dict] = {}  # attributes, layers, parameters, hooks, configurations
+        self.kinds = {name: type(module) for name, module in modules.values()}  # an attribute may be set to what its class has
         for name, module in modules.values():
             self.tables[name] = vars(module)
             self.tables |= {f"{name}.{key}": value for key, value in vars(module).items() if isinstance(value, dict)}
@@ -108,7 +113,8 @@ class Watch:
         for name, table in self.tables.items():
             before = self.contents[name]
             for key in before.keys() | table.keys():
-                old, new = before.get(key), table.get(key)
+                default = getattr(self.kinds.get(name), str(key), None)
+                old, new = before.get(key, default), table.get(key, default)
                 if old is not new and (isinstance(new, torch.Tensor) or old != new):
                     yield f"{name}: {key} was {_short(old)} and is {_short(new)}"
 

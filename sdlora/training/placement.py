@@ -14,6 +14,7 @@ from sdlora.models import Components
 from sdlora.training import processes, sharding, units
 from sdlora.training.config import TrainConfig
 
+LEFT = ("_gradient_checkpointing_func", "_require_grads_hooks")  # what the libraries leave on a network
 SMALL = 32  # latents up to this wide: attention over at most 1024 places
 
 
@@ -104,6 +105,11 @@ def checkpointing(components: Components, config: TrainConfig) -> Iterator[None]
             for encoder in encoders:
                 encoder.gradient_checkpointing_disable()
                 encoder.eval()
+                if hasattr(encoder, "_require_grads_hook"):  # transformers 5 puts it onto the token embedding, and leaves it there
+                    encoder.disable_input_require_grads()
+            for part in (part for network in (components.unet, *encoders) for part in network.modules()):
+                for name in LEFT:
+                    vars(part).pop(name, None)
 
 
 @contextmanager
