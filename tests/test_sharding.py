@@ -113,7 +113,8 @@ def test_a_split_base_has_the_gradients_of_the_whole_one_which_stays_as_it_was(g
     working = sharding.split(components, config, how, torch.device("cpu"), 1)
     assert all(type(parameter.data).__name__ == "DTensor" for parameter in working.unet.parameters())
     assert sharding.whole(components, working) == [components.unet, *components.text_encoders]
-    torch.testing.assert_close(gradients(working, config), gradients(components, config), rtol=1e-4, atol=1e-7)
+    plain = config.model_copy(update={"gradient_checkpointing": False})
+    torch.testing.assert_close(gradients(working, config), gradients(components, plain), rtol=1e-4, atol=1e-7)
     assert places == [parameter.data_ptr() for parameter in components.unet.parameters()]
     assert all(torch.equal(weights[name], weight) for name, weight in components.unet.state_dict().items())
 
