@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdlora import imports
 from sdlora.errors import SdloraError, nearest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,7 +114,6 @@ def peak(device: torch.device) -> int | None:
 
 def compile_calls(module: nn.Module) -> None:
     """Calls of `module` go through torch.compile from now on. Hooks that come or go later are not seen: see `plain`."""
-    imports.mark()
     module.compile()
 
 

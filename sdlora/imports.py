@@ -1,50 +1,18 @@
-"""diffusers' U-Net without what it imports and no base model here needs: all its transformers, PyTorch's compiler, SciPy's statistics."""
+"""diffusers' U-Net without what it imports and no base model here needs: all its transformers, its hooks, SciPy's statistics."""
 
-import importlib
 import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
 
 PACKAGE = "diffusers.models.transformers"
-COMPILER = "torch._dynamo"  # 1.7 s of the processor's time
-MARKED = {
-    "diffusers.models.attention": ("BasicTransformerBlock", "GatedSelfAttentionDense"),
-    "diffusers.models.attention_processor": ("Attention",),
-}
+DEFERRED = (PACKAGE, "diffusers.hooks", "scipy.stats")
 
 
 def lighten() -> None:
-    """Before diffusers' networks are imported: what they drag in comes when it is first used, or is left out (see `mark`)."""
-    uncompiled()
-    defer()
-    defer("scipy.stats")
-
-
-def uncompiled(module: str = "diffusers.utils.torch_utils") -> None:
-    """Import `module` as if there were no compiler: diffusers then leaves the marks that its classes have for the compiler away.
-
-    Nothing is done where either is imported already; an import that cannot do without is made as usual.
-    """
-    if module in sys.modules or COMPILER in sys.modules:
-        return
-    sys.modules[COMPILER] = None  # type: ignore[assignment]
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        pass
-    finally:
-        del sys.modules[COMPILER]
-
-
-def mark() -> None:
-    """The marks of a U-Net's classes that `uncompiled` has left away; before something is compiled."""
-    allow = importlib.import_module(COMPILER).allow_in_graph
-    for module, names in MARKED.items():
-        for name in names:
-            found = getattr(sys.modules.get(module), name, None)
-            if found is not None:
-                allow(found)
+    """Before diffusers' networks are imported."""
+    for package in DEFERRED:
+        defer(package)
 
 
 class Deferred(ModuleType):

@@ -1,12 +1,16 @@
-"""A deferred package: its submodules come at once, its own code when somebody asks for its names; and imports without a compiler."""
+"""A deferred package: its submodules come at once, its own code when somebody asks for one of its names."""
 
 import importlib
-import inspect
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sdlora import imports
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -57,28 +61,12 @@ def test_diffusers_still_has_the_package_that_is_deferred():
     assert Transformer2DModel.__name__ == "Transformer2DModel"
 
 
-def test_a_module_is_imported_as_if_there_were_no_compiler_and_its_classes_are_marked_later(package, tmp_path, monkeypatch):
-    (tmp_path / "outer_of_test" / "compiler.py").write_text("seen = []\nallow_in_graph = seen.append\n")
-    wish = "try:\n    from outer_of_test.compiler import allow_in_graph\nexcept ImportError:\n    allow_in_graph = None\n"
-    (tmp_path / "outer_of_test" / "user.py").write_text(wish + "class Block: pass\n")
-    monkeypatch.setattr(imports, "COMPILER", "outer_of_test.compiler")
-    monkeypatch.setattr(imports, "MARKED", {"outer_of_test.user": ("Block", "Missing"), "outer_of_test.nowhere": ("Block",)})
-    imports.uncompiled("outer_of_test.user")
-    user = sys.modules["outer_of_test.user"]
-    assert user.allow_in_graph is None and "outer_of_test.compiler" not in sys.modules
-    imports.mark()
-    assert sys.modules["outer_of_test.compiler"].seen == [user.Block]
-
-
-def test_a_module_that_cannot_do_without_the_compiler_is_imported_with_it(package, tmp_path, monkeypatch):
-    (tmp_path / "outer_of_test" / "compiler.py").write_text("here = True\n")
-    (tmp_path / "outer_of_test" / "user.py").write_text("from outer_of_test.compiler import here\n")
-    monkeypatch.setattr(imports, "COMPILER", "outer_of_test.compiler")
-    imports.uncompiled("outer_of_test.user")
-    assert importlib.import_module("outer_of_test.user").here
-
-
-def test_the_classes_that_are_marked_for_the_compiler_are_those_that_diffusers_marks():
-    for module, names in imports.MARKED.items():
-        source = inspect.getsource(importlib.import_module(module))
-        assert all(f"@maybe_allow_in_graph\nclass {name}(" in source for name in names)
+def test_a_base_is_loaded_without_scipy_s_statistics_and_whoever_asks_for_them_has_them(tmp_path):
+    program = (
+        "import sys\nfrom sdlora import models\nmodels.skeleton('emoji')\n"
+        "assert 'scipy.stats._stats_py' not in sys.modules and 'diffusers.hooks.first_block_cache' not in sys.modules\n"
+        "import scipy.stats\nfrom diffusers.hooks import FirstBlockCacheConfig\nfrom diffusers import EulerDiscreteScheduler\n"
+        "assert scipy.stats.beta.ppf(0.5, 1, 1) == 0.5 and 'diffusers.hooks.first_block_cache' in sys.modules\n"
+        "EulerDiscreteScheduler(use_beta_sigmas=True).set_timesteps(3)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
