@@ -262,3 +262,11 @@ def test_layers_of_an_unusual_kind_stay_what_they_are():
     with lean(other):
         assert "forward" not in vars(other[2])
         torch.testing.assert_close(other(x), plain)
+
+
+def test_the_group_norm_of_a_constant_picture_is_a_number():
+    layer = nn.GroupNorm(2, 8, eps=1e-6).requires_grad_(False)
+    nn.init.normal_(layer.bias)
+    for value in (3.0, 1000.1, -54321.7):  # the mean of squares less the square of the mean is rounding alone, of either sign
+        found = Norm(layer)(torch.full((2, 8, 5, 7), value))
+        assert torch.isfinite(found).all()

@@ -183,3 +183,14 @@ def test_half_precision_and_other_hooks_are_left_to_the_parts(loaded):
     with units.joined(unet):
         assert not any("forward" in vars(module) for module in unet.modules())
     assert not any(isinstance(module, Trained) for module in unet.modules())
+
+
+def test_pictures_during_a_training_see_the_parts_themselves(loaded):
+    unet = loaded("sd1").unet
+    before = [dict(vars(module)) for module in unet.modules()]
+    with units.joined(unet):
+        swapped = [dict(vars(module)) for module in unet.modules()]
+        assert swapped != before
+        with units.apart(unet):
+            assert [dict(vars(module)) for module in unet.modules()] == before
+        assert [dict(vars(module)) for module in unet.modules()] == swapped

@@ -50,12 +50,15 @@ class Norm:
         self.layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:  # the rows of a VAE's attention
+            return nn.GroupNorm.forward(self.layer, x)
         layer, (n, c, h, w) = self.layer, x.shape
         pixels = x.contiguous(memory_format=LAST).permute(0, 2, 3, 1).view(n, h * w, c)
         grouped = (n, layer.num_groups, -1)
         mean = pixels.mean(1).view(grouped).mean(2, keepdim=True)
         square = (pixels * pixels).mean(1).view(grouped).mean(2, keepdim=True)
-        deviation = torch.addcmul(square, mean, mean, value=-1).add_(layer.eps).sqrt_()
+        variance = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0)  # below 0 only by rounding, where a group is constant
+        deviation = variance.add_(layer.eps).sqrt_()
         scale = layer.weight.view(1, *grouped[1:]) / deviation
         shift = torch.addcmul(layer.bias.view(1, *grouped[1:]), mean, scale, value=-1)
         return torch.addcmul(shift.view(n, 1, c), pixels, scale.view(n, 1, c)).view(n, h, w, c).permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from types import FrameType
 
 from sdlora import apply, hardware
 from sdlora.errors import SdloraError
-from sdlora.training import intervals, metrics, processes, saving, tracking, validation
+from sdlora.training import intervals, metrics, processes, saving, tracking, units, validation
 from sdlora.training.layout import Layout
 from sdlora.training.loop import Step, steps
 from sdlora.training.progress import Silent
@@ -127,7 +127,7 @@ class Course:
         if self.draw is None:
             return
         components = self.run.components
-        with apply.suspended(components.modules), hardware.plain(components.unet):
+        with apply.suspended(components.modules), hardware.plain(components.unet), units.apart(components.unet):
             with hardware.resident(self.run.originals, components.device):
                 self.draw(saving.file(self.run, self.place), self.run.step)
         self.trackers.picture(self.place.grid, self.run.step)
