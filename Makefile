@@ -22,6 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; torch is the large part)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps k-diffusion sd-prompt-reader  # for what their own wishes include
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --target $(VENV)/aside bitsandbytes  # beside: PEFT imports it wherever it sees it
 	@touch $@
 
 setup: $(READY)  ## the virtual environment only
