@@ -91,7 +91,7 @@ def test_an_adapter_costs_what_its_optimizer_and_its_average_keep(config):
 def test_the_vaes_activations_are_those_counted(config, size, tiling, counted):
     """train/memory.py's count on tensors without numbers: Stable Diffusion's VAE encodes one picture, in bf16."""
     found = Estimate.of(config(resolution=size, vae_tiling=tiling), networks("sd1"))
-    assert (found.encoding() - found.weights() - footprint.BASIC) / GIB == pytest.approx(counted, rel=0.001)
+    assert (found.encoding() - found.every - footprint.BASIC) / GIB == pytest.approx(counted, rel=0.001)
 
 
 @pytest.mark.parametrize(("family", "counted"), [("sd1", 0.127), ("sdxl", 0.308)])
