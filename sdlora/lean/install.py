@@ -25,13 +25,13 @@ def lean(model: nn.Module, pack: bool = True) -> Iterator[None]:
           result is that of the model itself, bit for bit.
     """
     chosen = [(module, own) for module in model.modules() if (own := replacement(module, pack)) is not None] if able(model) else []
-    for module, own in chosen:
-        setattr(module, FORWARD, own)
     try:
+        for module, own in chosen:
+            setattr(module, FORWARD, own)
         yield
     finally:
         for module, _ in chosen:
-            delattr(module, FORWARD)
+            vars(module).pop(FORWARD, None)
 
 
 def copies(model: nn.Module) -> int:
@@ -40,11 +40,14 @@ def copies(model: nn.Module) -> int:
 
 
 def able(model: nn.Module) -> bool:
-    """Whether anything can be gained: the CPU with oneDNN, a precision that it has kernels for, no gradients, nothing compiled."""
+    """Whether anything can be gained: the CPU with oneDNN, a precision that it has kernels for, no gradients, nothing compiled.
+
+    Nor under autocast, which would find no convolutions and norms to cast.
+    """
     weight = next(model.parameters(), None)
     if weight is None or weight.device.type != "cpu" or torch.is_grad_enabled() or model.training:
         return False
-    if not torch.backends.mkldnn.is_available() or model._compiled_call_impl is not None:
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available() or model._compiled_call_impl is not None:
         return False
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
