@@ -17,8 +17,8 @@ FORWARD = "forward"  # an attribute of the instance goes before the class's; hoo
 def lean(model: nn.Module, pack: bool = True) -> Iterator[None]:
     """Inside, `model` (a U-Net, or the decoder of a VAE) computes the same with less work, if it is on the CPU in fp32 or bf16.
 
-    Weights are read and never written, hooks act as ever. For evaluation without gradients alone; a compiled model stays as it is,
-    and so does every block that is not of the plain kind which Stable Diffusion has.
+    Weights are read and never written, hooks of layers act as ever (sdlora/lean/blocks). For evaluation without gradients alone; a compiled
+    model stays as it is, and so does every block that is not of the plain kind which Stable Diffusion has.
 
     pack  convolutions keep a copy of their weights inside the block (`copies` says how much that is) and compute in channels-last
           memory: equal to rounding, and a row's result is then the same bits whatever the number of rows and of threads. Without it the
