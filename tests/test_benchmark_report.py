@@ -37,6 +37,14 @@ def test_a_file_that_is_no_benchmark_is_refused(text, tmp_path):
         result.read(tmp_path / "b.json")
 
 
+def test_a_file_with_wrong_settings_is_told_of_in_one_line_with_the_first_of_them(tmp_path):
+    content = {"format": result.FORMAT, "config": {"steps": "many", "nosuch": 1}}
+    (tmp_path / "b.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(SdloraError, match=r"steps: Input should be a valid integer.*the benchmark.json of a run$") as found:
+        result.read(tmp_path / "b.json")
+    assert "\n" not in str(found.value)
+
+
 def test_a_block_that_was_cut_off_takes_no_part(settings):
     made = invented(settings, {"base": [1.0, 1.1, 0.9], "stacked": [1.2, 1.3]})
     analysis = result.analyse(made)

@@ -270,3 +270,21 @@ def test_the_group_norm_of_a_constant_picture_is_a_number():
     for value in (3.0, 1000.1, -54321.7):  # the mean of squares less the square of the mean is rounding alone, of either sign
         found = Norm(layer)(torch.full((2, 8, 5, 7), value))
         assert torch.isfinite(found).all()
+
+
+def test_the_group_norm_is_as_exact_as_pytorch_s_however_far_the_pixels_are_from_zero():
+    layer = nn.GroupNorm(4, 16, eps=1e-6).requires_grad_(False)
+    pixels = torch.randn((1, 16, 12, 10), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for offset in (0.0, 3.0, 10.0, 100.0, 1000.0):
+        x = pixels + offset
+        exact = deepcopy(layer).double()(x.double())
+        found[offset] = Norm(layer)(x)
+        assert (found[offset] - exact).abs().max() < 4 * max((layer(x) - exact).abs().max(), 1e-6)
+    among = Norm(layer)(torch.cat([pixels + offset for offset in found]))
+    assert all(torch.equal(among[i : i + 1], alone) for i, alone in enumerate(found.values()))
+
+
+def test_under_autocast_the_model_stays_as_it_is_and_casts_what_it_would(components):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(drawn(components), drawn(components, pack=False))

@@ -1,7 +1,8 @@
 """diffusers' blocks of a U-Net and a VAE as drawing needs them: the same layers in the same order, and nothing between them.
 
-Layers are called as modules, so that what hangs on them (adapters, memories of constant inputs) acts as ever. Sums go into tensors
-that the layer before has just made.
+Layers are called as modules, so that what hangs on them (adapters, memories of constant inputs) acts as ever; a feed-forward network
+and its dropout are not, and hooks on these two sleep. Sums and SiLU go into tensors that the layer before has just made: a hook that
+keeps such an output for later has to keep a copy.
 """
 
 from typing import Any

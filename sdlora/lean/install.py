@@ -17,21 +17,21 @@ FORWARD = "forward"  # an attribute of the instance goes before the class's; hoo
 def lean(model: nn.Module, pack: bool = True) -> Iterator[None]:
     """Inside, `model` (a U-Net, or the decoder of a VAE) computes the same with less work, if it is on the CPU in fp32 or bf16.
 
-    Weights are read and never written, hooks act as ever. For evaluation without gradients alone; a compiled model stays as it is,
-    and so does every block that is not of the plain kind which Stable Diffusion has.
+    Weights are read and never written, hooks of layers act as ever (sdlora/lean/blocks). For evaluation without gradients alone; a compiled
+    model stays as it is, and so does every block that is not of the plain kind which Stable Diffusion has.
 
     pack  convolutions keep a copy of their weights inside the block (`copies` says how much that is) and compute in channels-last
           memory: equal to rounding, and a row's result is then the same bits whatever the number of rows and of threads. Without it the
           result is that of the model itself, bit for bit.
     """
     chosen = [(module, own) for module in model.modules() if (own := replacement(module, pack)) is not None] if able(model) else []
-    for module, own in chosen:
-        setattr(module, FORWARD, own)
     try:
+        for module, own in chosen:
+            setattr(module, FORWARD, own)
         yield
     finally:
         for module, _ in chosen:
-            delattr(module, FORWARD)
+            vars(module).pop(FORWARD, None)
 
 
 def copies(model: nn.Module) -> int:
@@ -40,11 +40,14 @@ def copies(model: nn.Module) -> int:
 
 
 def able(model: nn.Module) -> bool:
-    """Whether anything can be gained: the CPU with oneDNN, a precision that it has kernels for, no gradients, nothing compiled."""
+    """Whether anything can be gained: the CPU with oneDNN, a precision that it has kernels for, no gradients, nothing compiled.
+
+    Nor under autocast, which would find no convolutions and norms to cast.
+    """
     weight = next(model.parameters(), None)
     if weight is None or weight.device.type != "cpu" or torch.is_grad_enabled() or model.training:
         return False
-    if not torch.backends.mkldnn.is_available() or model._compiled_call_impl is not None:
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available() or model._compiled_call_impl is not None:
         return False
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

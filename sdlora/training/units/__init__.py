@@ -27,18 +27,18 @@ def joined(unet: nn.Module) -> Iterator[None]:
     """
     swapped: list[tuple[nn.Module, str, Any]] = []
     weight = next(unet.parameters())
-    if weight.device.type == "cpu" and weight.dtype in EXACT:
-        for module in unet.modules():
-            for part in (residual, transformer, edges):
-                for name, forward in part.forwards(module).items():
-                    swapped.append((module, name, vars(module).get(name)))
-                    setattr(module, name, forward)
     try:
+        if weight.device.type == "cpu" and weight.dtype in EXACT:
+            for module in unet.modules():
+                for part in (residual, transformer, edges):
+                    for name, forward in part.forwards(module).items():
+                        swapped.append((module, name, vars(module).get(name)))
+                        setattr(module, name, forward)
         yield
     finally:
         for module, name, before in swapped:
             if before is None:
-                delattr(module, name)
+                vars(module).pop(name, None)
             else:
                 setattr(module, name, before)
 

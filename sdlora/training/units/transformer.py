@@ -27,13 +27,16 @@ def forwards(module: nn.Module) -> dict[str, Callable[..., Any]]:
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         *rest: Any,
         **words: Any,
     ) -> Tensor:
-        told = attention_mask is None and encoder_attention_mask is None and words.get("cross_attention_kwargs") is None
-        if not (told and not rest and encoder_hidden_states is not None and lowrank.usable(layers)):
-            masks = {"attention_mask": attention_mask, "encoder_attention_mask": encoder_attention_mask}
-            return own(hidden_states, masks["attention_mask"], encoder_hidden_states, masks["encoder_attention_mask"], *rest, **words)
+        """The time and what is in `rest` and `words` are for other kinds of norm; checkpoints of activations give all of it by place."""
+        told = attention_mask is None and encoder_attention_mask is None and cross_attention_kwargs is None
+        if not (told and encoder_hidden_states is not None and lowrank.usable(layers)):
+            masked = attention_mask, encoder_hidden_states, encoder_attention_mask
+            return own(hidden_states, *masked, timestep, cross_attention_kwargs, *rest, **words)
         x = attended(block.norm1, block.attn1, hidden_states.contiguous(), None)
         x = attended(block.norm2, block.attn2, x, encoder_hidden_states)
         up, down = block.ff.net[0].proj, block.ff.net[2]
@@ -59,7 +62,7 @@ def plain(block: Any) -> bool:
         and not any(
             getattr(part, norm, None) for part in parts for norm in ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross")
         )
-        and not any(part.residual_connection or part.rescale_output_factor != 1 or part.is_causal for part in parts)
+        and not any(part.residual_connection or part.rescale_output_factor != 1 or getattr(part, "is_causal", False) for part in parts)
         and all(isinstance(layer, nn.Linear) for part in parts for layer in linears(part))
         and type(block.ff.net[0]) is GEGLU
         and len(block.ff.net) == 3
