@@ -39,6 +39,12 @@ def test_a_folder_without_captions_is_checked_as_it_would_be_trained_on(folder, 
     assert [one["files"] for one in check(folder)["findings"] if one["kind"] == "missing"] == []  # the folder's name is one: 10_…
 
 
+def test_the_check_of_a_folder_does_not_say_that_a_caption_given_is_another(folder, command_line):
+    call = command_line(dataset, "dataset")
+    assert "calls every picture 'Jörgs Bilder neu'" in call("check", folder)
+    assert "calls every picture" not in call("check", folder, "caption=ein Bild")
+
+
 def test_captions_of_a_program_that_shouts_are_read(folder, plan, check):
     for number in range(3):
         (folder / f"Foto {number} für Anna.TXT").write_bytes(f"\ufeffzorbot number {number}\r\n".encode())
