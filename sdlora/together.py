@@ -123,6 +123,12 @@ class Board:
     def come(self) -> None:
         self.store.set(f"come {self.rank}", f"{os.getpid()} {_machine()}")
 
+    def enter(self) -> None:
+        """Be missed from now on; after a `leave` too, as of a script's second training."""
+        self.watching = True
+        with suppress(RuntimeError):
+            self.store.delete_key(f"gone {self.rank}")
+
     def leave(self) -> None:
         """All is well, or said."""
         self.watching = False
@@ -179,7 +185,7 @@ class _Watch:
 
     def __init__(self, here: Board, worker: int):
         self.here, self.worker, self.over = here, worker, threading.Event()
-        here.watching = True
+        here.enter()
         threading.Thread(target=self._look, daemon=True, name="sdlora together").start()
 
     def _look(self) -> None:

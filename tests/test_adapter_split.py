@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load
 from skeletons import short
 
 from sdlora import files
@@ -53,6 +54,11 @@ def test_several_patterns_choose_together(run, blora, tmp_path):
     run("split", blora, tmp_path / "some.safetensors", "--blocks", "unet.mid", "--blocks", "*.attn2.to_k")
     layers = files.read(tmp_path / "some.safetensors").layers
     assert layers and all(name.startswith("unet.mid_block.") or name.endswith("attn2.to_k") for name in layers)
+
+
+def test_embeddings_that_no_part_holds_are_named(run, blora, tmp_path):
+    blora.write_bytes(files.serialised(load(blora.read_bytes()) | {"bundle_emb.<ink>.clip_l": torch.ones(2, 3)}, {}))
+    assert "left out: the embedding of '<ink>'" in run("split", blora, tmp_path / "style.safetensors", "--blocks", "b-lora-style")
 
 
 def test_training_again_from_a_part_says_that_its_settings_are_of_the_whole(run, blora, tmp_path):

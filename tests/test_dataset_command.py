@@ -140,7 +140,7 @@ def test_the_cache_is_shown_and_pruned_by_age_and_by_size(command_line, tmp_path
     call = command_line(cache_command, "cache")
     filled(tmp_path, {"latents1": 40, "latents2": 10, "text1": 5, "text2": 1})
     (tmp_path / "v1" / "text" / "ab").mkdir(parents=True)
-    (tmp_path / "v1" / "text" / "ab" / "old.safetensors").write_bytes(b"0" * 100)
+    (tmp_path / "v1" / "text" / "ab" / f"{'ab' * 32}.safetensors").write_bytes(b"0" * 100)
     shown = json.loads(call("show", "--folder", tmp_path, "--json"))["kinds"]
     assert {kind: own["entries"] for kind, own in shown.items()} == {"latents": 2, "text": 2, "unused": 1}
     assert "latents" in call("show", "--folder", tmp_path)

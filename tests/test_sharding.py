@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdlora import apply, conditioning
+from sdlora import apply, conditioning, models
 from sdlora.errors import SdloraError
 from sdlora.training import TrainConfig, placement, processes, sharding
 from sdlora.training.sharding import Sharding
@@ -117,6 +117,18 @@ def test_a_split_base_has_the_gradients_of_the_whole_one_which_stays_as_it_was(g
     torch.testing.assert_close(gradients(working, config), gradients(components, plain), rtol=1e-4, atol=1e-7)
     assert places == [parameter.data_ptr() for parameter in components.unet.parameters()]
     assert all(torch.equal(weights[name], weight) for name, weight in components.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("how", [Sharding(), Sharding("NO_WRAP")])
+def test_what_stays_whole_of_a_text_encoder_does_not_go_where_the_original_goes(group, bases, tmp_path, how):
+    """In a type for a place: PyTorch changes both within the same Parameter."""
+    base = models.load(bases("sd1"))
+    config = TrainConfig(images=tmp_path, output=tmp_path, targets=("attention", "text_attention"))
+    working = sharding.split(base, config, how, torch.device("cpu"), 1)
+    for module in sharding.whole(base, working):
+        module.to(torch.float64)
+    assert {p.dtype for p in base.text_encoders[0].parameters()} == {torch.float64}
+    assert {p.dtype for module in (working.unet, *working.text_encoders) for p in module.parameters()} == {torch.float32}
 
 
 def test_sdxl_with_both_text_encoders_has_the_gradients_of_the_whole_one(group, loaded, tmp_path):

@@ -1,11 +1,13 @@
 """What may differ when a run is started again: sample prompts, pictures to validate with, trackers, the cache and its limit."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
 
@@ -13,6 +15,7 @@ from sdlora import training
 from sdlora.commands import train as command
 from sdlora.data import Cache
 from sdlora.data import cache as caches
+from sdlora.errors import SdloraError
 from sdlora.training import TrainConfig, again, gallery, record, validation
 from sdlora.training.layout import Layout
 
@@ -114,10 +117,10 @@ def test_a_cache_that_grew_too_large_loses_what_was_longest_unused_and_never_wha
     size = Cache(folder)
 
     def entry(cache: Cache, name: str) -> Path:
-        import torch
-
+        before = set(folder.rglob("*.safetensors"))
         cache.get(("latents", name), lambda: {"x": torch.zeros(1000)})
-        return max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        (made,) = set(folder.rglob("*.safetensors")) - before
+        return made
 
     old = [entry(size, str(number)) for number in range(4)]
     each = old[0].stat().st_size
@@ -140,6 +143,40 @@ def test_a_cache_that_grew_too_large_loses_what_was_longest_unused_and_never_wha
     off = Cache(folder)
     entry(off, "more")
     assert off.trim() == 0
+
+
+def test_a_cache_takes_nothing_away_that_is_not_its_own_or_while_it_is_within_its_limit(tmp_path):
+    def file(name: str, size: int = 1000) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"0" * size)
+        os.utime(path, (0, 0))
+        return path
+
+    name = hashlib.sha256(b"old").hexdigest()
+    foreign = [file("v2/train/01/picture.png"), file("v3/train/01/style.safetensors"), file(f"v3/train/01/{name}.txt")]
+    older = file(f"v2/latents/{name[:2]}/{name}.safetensors")
+    half = file(f"v3/latents/{name[:2]}/.{name}-ab_12.tmp.safetensors")
+    for limit, freed in ((10**6, 0), (0, 2000)):
+        cache = Cache(tmp_path, limit)
+        cache.get(("text", limit), lambda: {"x": torch.zeros(10)})
+        assert cache.trim() == freed
+        assert all(path.exists() for path in foreign) and older.exists() == half.exists() == (freed == 0)
+
+
+def test_an_entry_whose_folder_another_run_takes_away_is_written_all_the_same(tmp_path, monkeypatch):
+    plain, failed = caches.atomic.replacing, []
+
+    def replacing(path):
+        if not failed:
+            failed.append(path)
+            raise SdloraError("cannot write there; choose another")
+        return plain(path)
+
+    monkeypatch.setattr(caches.atomic, "replacing", replacing)
+    cache = Cache(tmp_path)
+    cache.get(("text",), lambda: {"x": torch.zeros(10)})
+    assert failed == list(tmp_path.rglob("*.safetensors")) and cache.problem is None
 
 
 def test_a_training_keeps_its_cache_within_the_limit(config, components, tmp_path):

@@ -39,6 +39,12 @@ def test_a_folder_without_captions_is_checked_as_it_would_be_trained_on(folder, 
     assert [one["files"] for one in check(folder)["findings"] if one["kind"] == "missing"] == []  # the folder's name is one: 10_…
 
 
+def test_the_check_of_a_folder_does_not_say_that_a_caption_given_is_another(folder, command_line):
+    call = command_line(dataset, "dataset")
+    assert "calls every picture 'Jörgs Bilder neu'" in call("check", folder)
+    assert "calls every picture" not in call("check", folder, "caption=ein Bild")
+
+
 def test_captions_of_a_program_that_shouts_are_read(folder, plan, check):
     for number in range(3):
         (folder / f"Foto {number} für Anna.TXT").write_bytes(f"\ufeffzorbot number {number}\r\n".encode())
@@ -48,7 +54,7 @@ def test_captions_of_a_program_that_shouts_are_read(folder, plan, check):
 
 
 def test_pictures_of_a_telephone_are_told_of_unless_a_copy_lies_beside_them(folder, plan, check):
-    for name in ("IMG_1.HEIC", "Foto 0 für Anna.HEIC"):
+    for name in ("IMG_1.HEIC", "IMG_1.jxl", "Foto 0 für Anna.HEIC"):
         (folder / name).write_bytes(b"ftypheic")
     (folder / "broken.png").write_bytes(b"")
     said = plan(folder)
@@ -57,7 +63,11 @@ def test_pictures_of_a_telephone_are_told_of_unless_a_copy_lies_beside_them(fold
         line.startswith("left out ") and "IMG_1.HEIC is not a readable image (Pillow does not read .heic; save it as PNG or JPEG)" in line
     )
     assert "broken.png is not a readable image" in said and "images   3 in" in said
-    assert [one["files"] for one in check(folder)["findings"] if one["kind"] == "unreadable"] == [["IMG_1.HEIC"], ["broken.png"]]
+    assert [one["files"] for one in check(folder)["findings"] if one["kind"] == "unreadable"] == [
+        ["IMG_1.HEIC"],
+        ["IMG_1.jxl"],
+        ["broken.png"],
+    ]
 
 
 def test_a_jpeg_as_windows_names_it_is_a_picture(folder, plan):

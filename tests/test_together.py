@@ -68,6 +68,16 @@ def test_a_process_that_is_killed_is_missed_and_another_says_so_once(boards):
     assert not found[0].missing(), "its numbers mean nothing here"
 
 
+def test_a_second_piece_of_work_is_missed_like_the_first(boards, monkeypatch):
+    found, be = boards
+    be(0).come()
+    monkeypatch.setattr(together, "_alive", lambda number: False)
+    for _ in range(2):
+        with together.together():
+            assert found[1].missing()
+        assert not found[1].missing()
+
+
 TORN = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer"
 
 

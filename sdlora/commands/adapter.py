@@ -60,8 +60,7 @@ def convert(
     _nothing_lost(source, report)
     files.save(adapter, target, format)
     typer.echo(f"{target}: {len(adapter.layers)} layers, from {report.dialect} to {format}")
-    for word in report.embeddings:
-        typer.echo(f"left out: the embedding of {word!r}, which no format but OneTrainer's holds")
+    _left_out(report)
 
 
 @commands.command()
@@ -97,6 +96,7 @@ def split(
         if path is not None:
             files.save(piece, path, format)
             typer.echo(f"{path}: {len(piece.layers)} of {len(adapter.layers)} layers")
+    _left_out(report)
 
 
 def _new(path: Path) -> None:
@@ -117,6 +117,11 @@ def _nothing_lost(source: Path, report: "Report") -> None:
         raise SdloraError(
             f"{source}: {len(report.unknown)} tensors would be lost, for example {report.unknown[0]}; they are no part of a LoRA"
         )
+
+
+def _left_out(report: "Report") -> None:
+    for word in report.embeddings:
+        typer.echo(f"left out: the embedding of {word!r}, which no format but OneTrainer's holds")
 
 
 def _print(facts: dict[str, Any], layers: bool) -> None:

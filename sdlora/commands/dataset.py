@@ -58,15 +58,17 @@ def _settings(source: Path, settings: list[str]) -> "TrainConfig":
 
     if source.suffix.lower() == ".toml":
         return config.load(TrainConfig, source, settings)
-    start = {"images": str(source), "output": "runs/check", **_called(source)}  # nothing is written there
+    start = {"images": str(source), "output": "runs/check", **_called(source, settings)}  # nothing is written there
     return config.load(TrainConfig, None, settings, start)
 
 
-def _called(folder: Path) -> dict[str, str]:
-    """The caption that `sdlora train FOLDER` gives where no picture has one."""
+def _called(folder: Path, settings: list[str]) -> dict[str, str]:
+    """The caption that `sdlora train FOLDER` gives where no picture has one, and the settings give none."""
     from sdlora.errors import SdloraError
     from sdlora.training import simple
 
+    if any(text.partition("=")[0].strip() == "caption" for text in settings):
+        return {}
     try:
         found = simple.caption(folder) if folder.is_dir() else None
     except SdloraError:  # what is wrong is found below

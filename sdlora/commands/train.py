@@ -103,9 +103,9 @@ def plan(chosen: "TrainConfig", measure: bool) -> None:
     from sdlora.training import footprint, measuring, planning
 
     found = planning.plan(chosen)
-    typer.echo("\n".join([*planning.lines(found), *footprint.lines(footprint.estimate(chosen))]))
+    say("\n".join([*planning.lines(found), *footprint.lines(footprint.estimate(chosen))]), err=False)
     if measure:
-        typer.echo("\n".join(measuring.lines(measuring.measure(chosen), chosen)))
+        say("\n".join(measuring.lines(measuring.measure(chosen), chosen)), err=False)
 
 
 def carry_out(config: "TrainConfig", progress: bool = True, components: "Components | None" = None, again: "Again | None" = None) -> Path:

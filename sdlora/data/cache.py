@@ -6,6 +6,7 @@ time of change, so that the entries that nobody has used for long can be told.
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,6 +27,7 @@ DAY = 86400.0
 HOUR = 3600.0
 LEFTOVER = DAY  # seconds after which an unfinished file is one that nobody writes to any more
 SUFFIX = ".safetensors"
+OURS = re.compile(r"v\d+/[^/]+/([0-9a-f]{2})/(?:\1[0-9a-f]{62}|\.\1[0-9a-f]{62}-\w+\.tmp)\.safetensors")  # whole, or unfinished
 
 
 def folder_of(where: str) -> Path | None:
@@ -66,6 +68,8 @@ class Cache:
             return 0
         now = time.time() if now is None else now
         kept = list(entries(self.folder))
+        if sum(one.bytes for one in kept) <= self.limit:
+            return 0  # also of another version, which may be in use beside this one
         room = self.limit - sum(one.bytes for one in kept if self._needed(one, now))
         free = [one for one in kept if not self._needed(one, now)]
         return remove(outdated(free, None, max(0, room), now))
@@ -86,12 +90,16 @@ class Cache:
         return tensors
 
     def _write(self, key: str, path: Path, tensors: dict[str, Tensor]) -> None:
-        try:
-            with atomic.replacing(path) as temporary:
-                save_file(tensors, temporary)
-        except (OSError, SafetensorError, SdloraError) as error:
-            self.problem = str(error).partition("; ")[0]
-            self._memory[key] = tensors
+        for last in (False, True):  # another run may take an empty folder away while a file is put there
+            try:
+                with atomic.replacing(path) as temporary:
+                    save_file(tensors, temporary)
+                return
+            except (OSError, SafetensorError, SdloraError) as error:
+                if last or path.parent.exists():
+                    self.problem = str(error).partition("; ")[0]
+                    self._memory[key] = tensors
+                    return
 
     def _compute(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         self.made += 1
@@ -109,8 +117,10 @@ class Kept:
 
 
 def entries(folder: Path) -> Iterator[Kept]:
-    """Everything in a cache folder that sdlora put there."""
+    """Everything in a cache folder that sdlora put there; the folder may be one with other things in it."""
     for path in sorted(folder.glob("v*/*/??/*")):
+        if not OURS.fullmatch(path.relative_to(folder).as_posix()):
+            continue
         version, kind, _, name = path.relative_to(folder).parts
         try:
             status = path.stat()

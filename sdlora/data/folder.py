@@ -217,9 +217,10 @@ def _placed(root: Path, rule: Folder) -> Path:
 
 
 def shared_stems(found: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of pictures that would have the same caption file."""
+    """Pairs of pictures that would have the same caption file; those of kinds that are not read need none."""
     seen: dict[Path, Path] = {}
-    return [(seen[stem], path) for path in found if seen.setdefault(stem := path.with_suffix(""), path) != path]
+    read = [path for path in found if path.suffix.lower() not in pictures.UNREAD]
+    return [(seen[stem], path) for path in read if seen.setdefault(stem := path.with_suffix(""), path) != path]
 
 
 @lru_cache(maxsize=1 << 16)

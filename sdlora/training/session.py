@@ -42,7 +42,8 @@ def train(
 ) -> Path:
     """Train as `config` says, or go on with an interrupted run in its output folder; returns the adapter's path.
 
-    draw        called with every adapter that is saved; puts its picture at Layout(config.output).sample(step)
+    draw        called with every adapter that is saved; puts its picture at Layout(config.output).sample(step). What the steps do
+                without waits in the CPU's memory then: draw with generate(…, offload=components.device)
     imagine     draws the base's own pictures for prior preservation; needed with prior.prompts only
     components  the base, if it is loaded already; it comes back as it was. By default config.base is loaded, and with no `draw`
                 to need them, the VAE and the text encoders that do not learn are let go of once everything is encoded.

@@ -9,7 +9,6 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,14 +96,10 @@ def whole(components: Components, working: Components) -> list[nn.Module]:
 
 
 def _twin(module: nn.Module) -> Any:
-    """Other modules around the same tensors, frozen."""
-    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-    twin = copy.deepcopy(module, shared)
-    for part in twin.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            if parameter.requires_grad or not parameter.is_contiguous():  # neither has a place in a share
-                setattr(part, name, nn.Parameter(parameter.detach().contiguous(), requires_grad=False))
-    return twin
+    """Other modules around the same numbers, frozen. The parameters are its own: what is not split stays where it is when the
+    original is moved, which PyTorch does within a Parameter."""
+    own = {id(p): nn.Parameter(p.detach().contiguous(), requires_grad=False) for p in module.parameters()}  # a share is contiguous
+    return copy.deepcopy(module, {**own, **{id(buffer): buffer for buffer in module.buffers()}})
 
 
 def _units(twin: nn.Module, how: Sharding) -> list[nn.Module]:

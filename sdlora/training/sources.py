@@ -13,7 +13,7 @@ from sdlora.data.encode import Look, Planned, encoded, without_blank_masks
 from sdlora.data.folder import Example, Found
 from sdlora.errors import SdloraError
 from sdlora.models import Components
-from sdlora.training import draws, prior, text
+from sdlora.training import draws, prior, text, units
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.deal import Deck
@@ -50,7 +50,8 @@ def made(
     others = list(found.regular)
     if config.prior.on:
         say("drawing the base's own pictures")
-        others += prior.examples(place, config.prior, components, config.seed, components.size, imagine)
+        with units.apart(components.unet):
+            others += prior.examples(place, config.prior, components, config.seed, components.size, imagine)
     if others and config.prior.weight:
         size = config.prior.batch_size or config.batch_size
         sources.append(source("prior", others, components, config, cache, size, config.prior.weight, say))
