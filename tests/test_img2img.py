@@ -58,7 +58,8 @@ def test_the_steps_that_are_drawn_are_a1111s(steps: int, denoise: float, exact: 
 
 
 def test_denoise_zero_is_what_the_vae_makes_of_the_picture_bit_for_bit(components):
-    assert (drawn(components, request(denoise=0.0))[0] == round_trip(components)).all()
+    """Unpacked, as `round_trip` decodes: packed convolutions round differently."""
+    assert (drawn(components, request(denoise=0.0), pack=False)[0] == round_trip(components)).all()
 
 
 def test_the_less_denoise_the_nearer_the_picture_stays(components):
