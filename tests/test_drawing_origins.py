@@ -129,6 +129,9 @@ def test_none_is_said_in_every_place_that_has_settings(tmp_path: Path):
     (tmp_path / "a.toml").write_text('prompt = "a dog"\nhires = 2.0\nhires_steps = 3\nmask = "none"\nwidth = "none"\n')
     assert work.gathered({"hires": NONE}, tmp_path / "a.toml")[0] == Drawing(prompt=("a dog",))
     (tmp_path / "a.jsonl").write_text('{"prompt": "a dog", "hires": "none"}\n{"prompt": "a dog"}\n')
+    (tmp_path / "many.toml").write_text('prompts = "a.jsonl"\n')
+    again = work.gathered({"prompts": NONE}, tmp_path / "many.toml", recording(tmp_path / "old.png"))[0]
+    assert (again.prompt, again.prompts) == (("a cat",), None)
     drawing = Drawing(prompts=tmp_path / "a.jsonl", hires=1.5, hires_steps=3)
     assert [(r.hires, r.hires_steps) for r in prompt_files.requests(drawing)] == [(None, None), (1.5, 3)]
     cells = Grid(Drawing(prompt=("a dog",), hires_steps=3, hires=2.0), Axis("hires", ("none", 2.0))).cells()

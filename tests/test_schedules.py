@@ -135,7 +135,7 @@ def test_schedules_have_their_names_of_other_programs(text: str, name: str):
 def test_an_unknown_schedule_and_too_many_steps_are_one_line():
     with pytest.raises(SdloraError, match="unknown schedule 'exponentiel'; did you mean exponential"):
         schedule("exponentiel", BAR, 5)
-    for name, steps in (("simple", 1001), ("ddim", 1001), ("lcm", 51)):
+    for name, steps in (("simple", 1001), ("ddim", 1000), ("ddim", 1001), ("lcm", 51)):
         with pytest.raises(SdloraError, match=f"steps is {steps}; the schedule {name} does not have that many noise levels"):
             schedule(name, BAR, steps)
 

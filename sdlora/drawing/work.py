@@ -40,6 +40,8 @@ class Result:
 def gathered(given: Mapping[str, Any], settings: Path | None = None, source: Path | None = None) -> tuple[Drawing, Recalled | None]:
     """What a picture says, then a settings file, then `given`; the later ones win."""
     said = reading.layered(reading.from_toml(settings) if settings else {}, given)
+    if reading.is_off("prompts", said.get("prompts")):
+        del said["prompts"]  # a picture's own prompt is drawn again
     if source is None:
         return reading.merged(said), None
     found = recall.recalled(source, said.get("adapters", ()), said)

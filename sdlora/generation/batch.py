@@ -122,7 +122,8 @@ def _pass(
     if original is not None:
         x = original + x
         if redrawn is not None:
-            denoise = keeping(denoise, redrawn.to(device), original, below.sigmas.tolist())
+            begin = course.step
+            denoise = keeping(denoise, redrawn.to(device), original, one.steps, lambda: course.step - begin + 1)
     with one_timestep(components.unet), constant(cross_attention(components.unet)):
         end = sample(requests[0].method, denoise, x, below, fresh, after)
     return end if original is None or redrawn is None else torch.where(redrawn.to(device) > 0, end, original)

@@ -1,6 +1,6 @@
 """The U-Net as a denoiser D(x; σ), with classifier-free guidance and any number of conditions per picture."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,22 +51,18 @@ def clean(prediction: str, x: Tensor, output: Tensor, sigma: float) -> Tensor:
     return x - sigma * output
 
 
-def keeping(denoise: Denoise, redrawn: Tensor, original: Tensor, sigmas: Sequence[float]) -> Denoise:
+def keeping(denoise: Denoise, redrawn: Tensor, original: Tensor, steps: int, begun: Callable[[], int]) -> Denoise:
     """D that knows x₀ already where `redrawn` (n, 1, h, w) is 0: there it is `original` (n, 4, h, w).
 
     From original + σ n every sampler then stays upon the noised original there, and ends on `original`. It is what AUTOMATIC1111
     does (modules/sd_samplers_cfg_denoiser.py), and with a step of Euler what RePaint does without its repeats (arXiv:2201.09865).
     Between 0 and 1 a place is let go for the last steps alone, its share of them: Levin & Fried 2023, arXiv:2306.00950.
 
-    sigmas  those of the pass, which fall to 0
+    steps  of the pass
+    begun  how many of them have begun: 1 in the first step, whatever σ the sampler asks for in it (Heun asks for the next step's too,
+           and s_churn for a higher one)
     """
-    steps = len(sigmas) - 1
-
-    def knowing(x: Tensor, sigma: float, t: float) -> Tensor:
-        begun = max(sum(level >= sigma for level in sigmas[:-1]), 1)  # 1 in the first step; between two levels that of the upper one
-        return torch.where(redrawn > 1 - begun / steps, denoise(x, sigma, t), original)
-
-    return knowing
+    return lambda x, sigma, t: torch.where(redrawn > 1 - begun() / steps, denoise(x, sigma, t), original)
 
 
 @contextmanager

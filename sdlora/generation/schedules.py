@@ -56,9 +56,11 @@ def schedule(name: str, alphas_bar: Tensor, steps: int, discard: bool = False) -
     if steps > MOST:
         raise SdloraError(f"steps is {steps:,}; a schedule has at most {MOST:,} noise levels; ask for fewer steps")
     levels = ((1 - alphas_bar.double()) / alphas_bar.double().clamp(min=LEAST_BAR)).log() / 2
-    n = steps + discard
+    n, few = steps + discard, f"steps is {steps}; the schedule {name} does not have that many noise levels; ask for fewer steps"
     if name in BY_TIMESTEP:
         t = BY_TIMESTEP[name](len(levels), n)
+        if t[0] > len(levels) - 1:
+            raise SdloraError(few)
         sigmas = sigma_at(t, levels)
     else:
         low, high = levels[0].exp().item(), levels[-1].exp().item()
@@ -69,7 +71,7 @@ def schedule(name: str, alphas_bar: Tensor, steps: int, discard: bool = False) -
         t, sigmas = t[:-1], sigmas[:-1]
     sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]).float()
     if not (sigmas.diff() < 0).all():
-        raise SdloraError(f"steps is {steps}; the schedule {name} does not have that many noise levels; ask for fewer steps")
+        raise SdloraError(few)
     return Schedule(t.float(), sigmas, levels)
 
 
