@@ -95,6 +95,11 @@ def validated(cls: type[Model], data: Mapping[str, Any], origin: Mapping[str, st
         raise SdloraError("; ".join(dict.fromkeys(_explained(e, origin or {}) for e in error.errors()))) from error
 
 
+def brief(error: Exception) -> str:
+    """Of settings that are none the first that is wrong, of any other error what it is; one line."""
+    return _explained(error.errors()[0], {}) if isinstance(error, ValidationError) else repr(error)
+
+
 def _explained(error: Any, origin: Mapping[str, str]) -> str:
     name = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
     message = error["msg"].removeprefix("Value error, ")

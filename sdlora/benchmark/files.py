@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
-
-from sdlora import texts
+from sdlora import config, texts
 from sdlora.errors import SdloraError
 
 NAME = "benchmark.json"
@@ -58,7 +56,7 @@ def read(path: Path, format: str, made: Callable[[dict[str, Any]], Made]) -> Mad
             raise SdloraError(f"{path} is of format {content['format']!r}; this version reads {format!r}")
         return made(content)
     except (ValueError, KeyError, TypeError) as error:
-        raise SdloraError(f"{path} is not the JSON of a benchmark: {_brief(error)}; it should be {WANTED}") from error
+        raise SdloraError(f"{path} is not the JSON of a benchmark: {config.brief(error)}; it should be {WANTED}") from error
 
 
 def kind(path: Path) -> str:
@@ -67,12 +65,4 @@ def kind(path: Path) -> str:
     try:
         return str(json.loads(text)["format"])
     except (ValueError, KeyError, TypeError) as error:
-        raise SdloraError(f"{path} is not the JSON of a benchmark: {_brief(error)}; it should be {WANTED}") from error
-
-
-def _brief(error: Exception) -> str:
-    """In one line: of settings that are none (pydantic's kind of ValueError) the first."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return repr(error)
+        raise SdloraError(f"{path} is not the JSON of a benchmark: {config.brief(error)}; it should be {WANTED}") from error
