@@ -40,7 +40,7 @@ def test_a_file_that_is_no_benchmark_is_refused(text, tmp_path):
 def test_a_file_with_wrong_settings_is_told_of_in_one_line_with_the_first_of_them(tmp_path):
     content = {"format": result.FORMAT, "config": {"steps": "many", "nosuch": 1}}
     (tmp_path / "b.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(SdloraError, match=r"steps: Input should be a valid integer.*the benchmark.json of a run$") as found:
+    with pytest.raises(SdloraError, match=r"steps is 'many'.*it should be the benchmark\.json of a run$") as found:
         result.read(tmp_path / "b.json")
     assert "\n" not in str(found.value)
 
