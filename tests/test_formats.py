@@ -12,7 +12,7 @@ from sdlora.errors import SdloraError
 from sdlora.formats import FORMATS, decode, diffusers, kohya, names, peft, split
 from sdlora.formats.alphas import CONFIG
 from sdlora.kinds.lora import Lora
-from sdlora.layers import named_layers
+from sdlora.layers import finite, named_layers
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 LAYER = "unet.conv_in"
@@ -270,3 +270,13 @@ def _timed(tensors) -> float:
     start = time.perf_counter()
     decode(tensors)
     return time.perf_counter() - start
+
+
+def test_a_sum_that_overflows_is_no_number_that_is_not_finite():
+    large = torch.full((4, 8), 60_000.0, dtype=torch.float16)
+    assert not torch.isfinite(large.sum()) and finite(large) and finite(large.float(), -large.float())
+    for value in (float("nan"), float("inf"), -float("inf")):
+        spoilt = torch.zeros(4, 8)
+        spoilt[2, 3] = value
+        assert not finite(spoilt) and not finite(torch.ones(2), spoilt) and not finite(spoilt, -spoilt)
+        assert not finite(spoilt.to(torch.float8_e5m2))

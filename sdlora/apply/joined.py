@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdlora.apply.rows import Gathered, Rows, by_setting, expanded
-from sdlora.layers import pair
+from sdlora.layers import finite, pair
 from sdlora.matching import weight_of
 
 
@@ -40,10 +40,12 @@ class First:
 
     def wild(self) -> set[int]:
         """The adapters with a number that is none here (∞, or too large for the layers' dtype)."""
+        if finite(self.a, *self.b):
+            return set()
         columns = torch.isfinite(self.a).flatten(1).all(1)
         for span, b in zip(self.spans, self.b, strict=True):
             columns[span] &= torch.isfinite(b).transpose(0, 1).flatten(1).all(1)
-        return set() if bool(columns.all()) else set(self.owners[~columns.cpu()].tolist())
+        return set(self.owners[~columns.cpu()].tolist())
 
     def change(self, rows: Rows | None) -> None:
         self.rows, self.gathered, self.seen = rows, None, None

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from sdlora import recognise
 from sdlora.errors import SdloraError
 from sdlora.formats import alphas, diffusers, foreign, kohya, onetrainer, peft, tucker
 from sdlora.kinds.lora import Lora
+from sdlora.layers import finite
 
 Split = Callable[[str], tuple[str, str, str] | None]  # one key -> canonical layer name, field (down, mid, up, alpha), dialect
 
@@ -68,6 +70,7 @@ def decode(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = Non
     return Decoded(layers, _dialect(dialects), tuple(surplus))
 
 
+@lru_cache(1 << 14)  # files of one kind have the same keys: SDXL's, with everything adapted, about 4,000
 def split(key: str) -> tuple[str, str, str] | None:
     """What the first dialect that knows the key makes of it."""
     for dialect in DIALECTS:
@@ -106,13 +109,8 @@ def _check(name: str, a: Tensor, b: Tensor) -> None:
     whole = a.dim() in (2, 4) and b.dim() == a.dim() and a.shape[0] == b.shape[1] > 0 and tuple(b.shape[2:]) in ((), (1, 1))
     if not (whole and a.is_floating_point() and b.is_floating_point()):
         raise SdloraError(f"{name} is no pair of LoRA matrices: down {_shape(a)}, up {_shape(b)}")
-    if not (_finite(a) and _finite(b)):
+    if not finite(a, b):
         raise SdloraError(f"{name} has numbers that are not finite (NaN or ∞): the training that made it diverged, or the file is damaged")
-
-
-def _finite(tensor: Tensor) -> bool:
-    wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # isfinite knows no 8-bit floats
-    return bool(wide.isfinite().all())
 
 
 def _shape(tensor: Tensor) -> str:
