@@ -13,7 +13,7 @@ from sdlora import apply, hardware
 from sdlora.benchmark.work import Counter
 from sdlora.conditioning import Conditioning, predict
 from sdlora.generation import Request, generate, guard
-from sdlora.lean import copies, lean
+from sdlora.lean import copies, install, lean, pays
 from sdlora.lean.layers import Convolution, Norm
 
 ROWS = 20
@@ -248,6 +248,15 @@ def test_generation_packs_within_a_quarter_of_the_free_memory_and_never_where_th
     monkeypatch.setattr(guard, "unused", lambda device: 4 * wanted - 1)
     assert packings(components, monkeypatch) == [False, False]
     assert not guard.ample(components, torch.device("cuda"))
+
+
+def test_large_copies_are_made_for_many_calls_alone(components, monkeypatch):
+    assert pays(components.unet, 1)
+    monkeypatch.setattr(install, "SMALL", 0)
+    assert not pays(components.unet, 9) and pays(components.unet, 10)
+    assert packings(components, monkeypatch) == [False, False]
+    monkeypatch.setattr(install, "CALLS", 2)
+    assert packings(components, monkeypatch) == [True, True]
 
 
 def test_packed_and_plain_draw_the_same_picture_to_one_level(components):

@@ -23,7 +23,7 @@ from sdlora.generation.samplers import Noise
 from sdlora.generation.schedules import Schedule, schedule
 from sdlora.generation.starts import Origin, Start
 from sdlora.latents import decode
-from sdlora.lean import lean
+from sdlora.lean import lean, pays
 from sdlora.models import Components
 
 Callback = Callable[[State], None]
@@ -52,7 +52,7 @@ def draw(
 ) -> list[Image.Image | SdloraError]:
     """The pictures, with an error in the place of one that turned into NaN. `texts` and `known` remember what is encoded already.
 
-    pack  as for sdlora.lean
+    pack  as for sdlora.lean, where it pays within one picture: whatever else is in the batch, the same is done
     """
     walk, device = passes(components, requests[0]), texts.device
     begun: list[Start] = []
@@ -74,12 +74,12 @@ def draw(
         if one.upscaled and original is not None:
             with hardware.resident([components.vae], offload):
                 original = _upscaled(components, requests, original, one)
-        with hardware.resident([components.unet], offload), lean(components.unet, pack):
+        with hardware.resident([components.unet], offload), lean(components.unet, pack and pays(components.unet, one.steps)):
             original = _pass(components, requests, one, course, device, original, redrawn, after)
         done += one.steps
     assert original is not None  # a picture without init has a pass from noise
     lost = watch.errors(components, requests, total)
-    with hardware.resident([components.vae], offload), lean(components.vae.decoder, pack):
+    with hardware.resident([components.vae], offload), lean(components.vae.decoder, pack and pays(components.vae.decoder, 1)):
         return [lost.get(i) or _finished(components, original[i : i + 1], r, begun[i] if begun else None) for i, r in enumerate(requests)]
 
 
