@@ -42,7 +42,7 @@ def copies(model: nn.Module) -> int:
 
 def pays(model: nn.Module, calls: int) -> bool:
     """Whether so many calls win back the time that the copies take to make. Measured on SD 1.5 in fp32 (2 cores, 256², prompt and
-    negative): they cost as much as some seven calls win. Small copies are made within a call, or nearly so."""
+    negative): they cost as much as four or five calls win. Small copies are made within a call, or nearly so."""
     return calls >= CALLS or copies(model) <= SMALL
 
 
