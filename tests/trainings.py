@@ -1,11 +1,15 @@
-"""What tests of a training's step look at: the numbers that are trained, and those that would be saved."""
+"""Trainings for the tests: a small one's settings, what ends one, and what is compared: trained numbers, saved ones, files."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from sdlora import config
-from sdlora.training import TrainConfig
+from sdlora.training import TrainConfig, metrics
 
 FEW = {"include": ("unet.mid",)}  # four attention layers are enough to tell
 
@@ -26,3 +30,27 @@ def saved(run) -> list[torch.Tensor]:
 
 def equal(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Crash(Exception):
+    pass
+
+
+@contextmanager
+def crashing(*steps: int) -> Iterator[None]:
+    """A training inside crashes once the first of the steps is written, the next training after the second, and so on."""
+    left, real = list(steps), metrics.append
+
+    def append(path: Path, step) -> None:
+        real(path, step)
+        if left and step.number == left[0]:
+            del left[0]
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "append", append)
+        yield
