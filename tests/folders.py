@@ -8,6 +8,7 @@ from PIL import Image
 
 SMALL = ((32, 32),) * 3
 NUMBERED = "picture {}, sks style"
+LONG = "a cat face, flat emoji, " * 12 + "a robot"  # two chunks of 75 tokens
 
 
 def noise(width: int, height: int, seed: int | np.random.Generator) -> Image.Image:

@@ -1,14 +1,14 @@
 """Trainings for the tests: a small one's settings, what ends one, and what is compared: trained numbers, saved ones, files."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdlora import config
+from sdlora import config, training
 from sdlora.training import TrainConfig, metrics
 
 FEW = {"include": ("unet.mid",)}  # four attention layers are enough to tell
@@ -54,3 +54,14 @@ def crashing(*steps: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "append", append)
         yield
+
+
+def resumable(pictures: Path, folder: Path, components) -> Callable[..., Path]:
+    """A function (name of the run folder, changes) -> the adapter's path, of seven steps with a state after every second."""
+
+    def go(name: str, draw=None, **changes) -> Path:
+        usual = {"steps": 7, "batch_size": 2, "rank": 2, "resolution": 32, "precision": "fp32", "save_every": 2, "learning_rate": 1e-2}
+        usual |= {"caption_dropout": 0.3, "flip": True, "images": pictures, "output": folder / name}
+        return training.train(TrainConfig(**usual | changes), draw, progress=False, components=components)
+
+    return go
