@@ -1,6 +1,7 @@
 """Of several processes that fail, one says why and the others end without a word."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -147,6 +148,38 @@ def test_the_command_line_says_it_from_one_process_only(boards, capsys):
     assert codes == [2, 1]
     said = capsys.readouterr().err
     assert said.count("error: ") == 1 and "nowhere does not exist" in said
+
+
+def test_a_launcher_that_ends_the_others_does_not_cut_the_last_word(boards, monkeypatch, capsys):
+    found, be = boards
+    plain = found[0].leave
+
+    def leave() -> None:
+        plain()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(found[0], "leave", leave)
+    be(0)
+    assert cli.run(cli.build(), ["train", "nowhere"]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_launcher_that_ends_the_others_is_heard_like_ctrl_c(boards):
+    _, be = boards
+    be(0)
+    cleared = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            cleared.append(True)
+
+    with together.terminable(), pytest.raises(SystemExit) as left, together.together():
+        work()
+    assert left.value.code == 143 and cleared
 
 
 def test_a_process_alone_is_left_as_it_is(monkeypatch):
