@@ -14,7 +14,7 @@ from sdlora.training import TrainConfig, metrics
 FEW = {"include": ("unet.mid",)}  # four attention layers are enough to tell
 
 
-def small(pictures: Path, output: Path, **changes) -> TrainConfig:
+def small(pictures: Path, output: Path, /, **changes) -> TrainConfig:
     """Eight steps of two pictures."""
     usual = {"steps": 8, "batch_size": 2, "rank": 2, "resolution": 32, "precision": "fp32", "save_every": 0, "warmup": 1}
     return config.validated(TrainConfig, {"images": str(pictures), "output": str(output)} | usual | changes)
