@@ -14,6 +14,8 @@ import torch
 from untouched import Shared, changed_settings, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach for a network
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "WORLD_SIZE", "RANK"):
+    os.environ.pop(name, None)  # what is printed has one width and no colours, and nobody has launched the tests
 # the same examples on every machine, however slow it is
 hypothesis.settings.register_profile(
     "laws", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -82,6 +82,7 @@ cli.program(["train", *sys.argv[1:]])
 """
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FSDP = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--mixed_precision", "no")
+FSDP += ("--main_process_port", "0")  # one that is free: by itself it takes 29500, whoever else does
 SETTINGS = {"steps": 4, "rank": 2, "resolution": 32, "precision": "fp32", "save_every": 2, "samples.steps": 1, "samples.count": 1}
 SETTINGS |= {"learning_rate": 1e-3, "clip": 0.05, "caption_dropout": 0.3}
 SETTINGS |= {"optimizer.eps": 1e-4}  # Adam divides by the gradient's size: where that is rounding alone, it would make it large
