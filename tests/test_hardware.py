@@ -165,12 +165,12 @@ def test_a_peak_of_memory_is_seen_and_forgotten():
     if not hardware.forget_peak(device):
         pytest.skip("this system keeps no peak that can be reset")
     start = hardware.peak(device)
-    big = torch.ones(16 * 2**20)  # 64 MiB
-    high = hardware.peak(device)
+    big = torch.ones(2**26)
+    size, high = big.nbytes, hardware.peak(device)
     del big
     memory.release()
     hardware.forget_peak(device)
-    assert high - start > 60 * 2**20 > hardware.peak(device) - start
+    assert high - start > size / 2 > hardware.peak(device) - start  # Linux counts in batches of pages for each core: up to 32 MiB on 64
 
 
 @pytest.mark.slow
