@@ -39,10 +39,12 @@ class BenchmarkConfig(Settings):
     request: dict[str, str | int | float | bool] = {}  # further settings of a picture, as `sdlora.Request` has them
 
     conditions: tuple[str, ...] = ()  # none: all that are installed, PEFT with four adapters left out
+    pairing: Literal["steps", "pictures"] = "steps"  # what takes turns: steps of two pictures drawn at the same time, or whole pictures
     blocks: Annotated[int, Field(ge=2)] = 24  # each draws one prompt and seed under every condition
     runs: tuple[Annotated[int, Field(ge=1)], ...] = ()  # blocks of each prompt, one after the other; in place of `blocks`
-    warmup: Annotated[int, Field(ge=1)] = 2  # steps of the discarded drawing after each switch of condition
-    rounds: Annotated[int, Field(ge=1)] = 3  # of the drawings that tell peak memory and the time of a first picture
+    warmup: Annotated[int, Field(ge=0)] = 2  # steps of the discarded drawing after each switch of condition
+    checked: Annotated[int, Field(ge=1)] | None = None  # steps of the pictures that are compared before the clock starts; None: all
+    rounds: Annotated[int, Field(ge=0)] = 3  # of the drawings that tell peak memory and the time of a first picture
     repeats: Annotated[int, Field(ge=2)] = 20  # of loading, activating, changing the strength and removing
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05  # declared beforehand: ratios in 1 / 1.05 … 1.05 count as equivalent
     margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"base again": 0.01, "fused": 0.01}  # of single conditions against the base
@@ -76,6 +78,14 @@ class BenchmarkConfig(Settings):
             for name in given:
                 if name not in known:
                     raise ValueError(f"{setting} names {name!r}, which is not measured{nearest(name, known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_take_turns(self) -> "BenchmarkConfig":
+        if self.pairing == "steps" and self.steps < 2:
+            raise ValueError("pairing = steps compares the steps behind the first, and steps is 1; draw more, or set pairing = pictures")
+        if self.pairing == "pictures" and not self.warmup:
+            raise ValueError("warmup is 0, and with pairing = pictures the first step after a switch would be timed; set 1 or more")
         return self
 
     @property

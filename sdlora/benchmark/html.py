@@ -36,6 +36,7 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
     if analysis:
         parts += [
             table(report.HEADER, report.timing_rows(result, analysis)),
+            *section("Step by step, in turns", table(report.TURNS, rows) if (rows := report.turn_rows(analysis)) else ""),
             paragraph(report.control_line(analysis).replace("*", ""), "note"),
             image(plot, "the ratio of every pair, its interval and the margin; all times in their order", "plot") if plot else "",
             paragraph(report.drift_line(analysis).replace("*", ""), "note") if report.drift_line(analysis) else "",
@@ -43,7 +44,7 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
             *section("The time of a run, m:ss.d", markdown_table(report.published(result, analysis)) if config.runs else ""),
             *section("Ours and the reference", table(report.PAIRS, report.pair_rows(analysis)) if analysis.pairs else ""),
             *section("Where the time goes, medians", table(report.PHASES, report.phase_rows(result, analysis))),
-            *section("The arithmetic of a step", table(report.WORK, rows) if (rows := report.work_rows(result, analysis)) else ""),
+            *section("The arithmetic of a step", table(report.WORK, counts) if (counts := report.work_rows(result, analysis)) else ""),
         ]
     parts += [
         *section(
