@@ -103,6 +103,7 @@ def test_the_command_measures_and_says_where_the_files_are(settings, capsys):
         "prompts=['a cat']",
         "steps=1",
         "pairing=pictures",
+        "seconds={}",
         "warmup=1",
         "blocks=2",
         "rounds=1",

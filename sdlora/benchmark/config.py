@@ -5,18 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sdlora.benchmark.names import AGAINST, BASE, COMPARED, CONDITION_NAMES, LATE, OVER, READY, THEIRS
+from sdlora.benchmark.names import AGAINST, ALONE, BASE, CHANGE, CHANGES, COMPARED, CONDITION_NAMES, FIRST, HELP, LATE, OVER, READY, THEIRS
 from sdlora.config import NAME_OR_FOLDER, BaseModelName, NameOrFolder, Settings
 from sdlora.errors import nearest
 
 PROMPTS = ("a cat face, flat emoji", "a rocket, 3d emoji", "a red apple, noto emoji", "a penguin, line drawing")
 LIMITS = {
+    "fused": 1.01,
     "stacked": 1.10,
     "stacked 8": 1.25,
     "base / diffusers": 0.77,  # 1.3 times as many images per second
     f"{READY} / {THEIRS}": 0.1,
     f"{LATE} / {READY}": 1.1,
 }
+SECONDS = {CHANGE: 0.001, CHANGES: 0.001, HELP: 0.3, FIRST: 6.0}
 
 
 class BenchmarkConfig(Settings):
@@ -49,6 +51,7 @@ class BenchmarkConfig(Settings):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05  # declared beforehand: ratios in 1 / 1.05 … 1.05 count as equivalent
     margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"base again": 0.01, "fused": 0.01}  # of single conditions against the base
     limits: dict[str, Annotated[float, Field(gt=0)]] = LIMITS  # aimed at: "a / b" at most this; "a" alone is against the base
+    seconds: dict[str, Annotated[float, Field(gt=0)]] = SECONDS  # aimed at: an operation takes at most so long
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of the bootstrap
     bound: Annotated[int, Field(ge=0, le=255)] = 2  # grey levels of 255 that stacked and fused may differ in any pixel
@@ -74,7 +77,8 @@ class BenchmarkConfig(Settings):
     def _compared_exists(self) -> "BenchmarkConfig":
         alone = [name for name in CONDITION_NAMES if name != BASE]
         pairs = [one + OVER + other for one, other in (*AGAINST, *COMPARED)]
-        for setting, given, known in (("margins", self.margins, alone), ("limits", self.limits, [*alone, *pairs])):
+        settings = ("margins", self.margins, alone), ("limits", self.limits, [*alone, *pairs]), ("seconds", self.seconds, ALONE)
+        for setting, given, known in settings:
             for name in given:
                 if name not in known:
                     raise ValueError(f"{setting} names {name!r}, which is not measured{nearest(name, known)}")

@@ -10,6 +10,8 @@ CONDITION_NAMES = (
 OTHERS = 24  # adapters that are loaded already when the 25th comes
 READY, LATE = "read, map and put on, stacked", f"the same with {OTHERS} others on the model"
 THEIRS, THEIRS_LATE = "load_lora_weights and set_adapters (PEFT)", f"the same with {OTHERS} others loaded (PEFT)"
+CHANGES = "change the strengths of 8, stacked"
+HELP, FIRST = "sdlora --help", "sdlora generate, its first picture"  # whole commands, from the shell to their end
 COMPILING = "torch.compile of the U-Net, in a first drawing"
 CHANGE, THEIR_CHANGE = "change the strength, stacked", "set_adapters (PEFT)"
 
@@ -28,6 +30,8 @@ AGAINST = (  # conditions that are compared, beside each with the base
     ("PEFT fused", "diffusers"),
 )
 COMPARED = ((READY, THEIRS), (CHANGE, THEIR_CHANGE), (LATE, READY), (THEIRS_LATE, THEIRS), (LATE, THEIRS_LATE))  # and operations
+
+ALONE = (READY, LATE, CHANGE, CHANGES, HELP, FIRST)  # operations that a limit in seconds can be set for
 
 OVER = " / "  # between the two of a pair
 STEP, PICTURE = ", a step", ", a picture"  # behind a ratio of drawings that took turns: of what it is

@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sdlora.benchmark import limits
 from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.names import BASE, CONTROL
-from sdlora.benchmark.result import Analysis, Goal, Result, Row, analyse
+from sdlora.benchmark.result import Analysis, Ceiling, Goal, Result, Row, analyse
 from sdlora.benchmark.statistics import Comparison
 from sdlora.benchmark.work import Work
 
@@ -37,7 +38,7 @@ TURNS = (
     "processor time",
 )  # of steps that took turns
 PAIRS = ("condition", "against", "ratio", "interval", "median ratio", "verdict", "ratio of processor time")
-GOALS = ("ratio", "aimed at", "measured", "interval", "outcome")
+GOALS = ("time over time, or time", "aimed at", "measured", "interval", "outcome")
 HANDLED = ("operation", "against", "ratio", "interval", "times as fast")
 WORK = ("condition", "GFLOP a step", "against base", "MB read and written", "against base", "time of a step against base")
 PHASES = ("condition", "put on", "text", "U-Net, a step", "VAE", "save", "sample", "first picture", "peak of the process, MiB")
@@ -103,7 +104,7 @@ def brief(result: Result, analysis: Analysis) -> list[Table]:
         for row, cells in zip(analysis.rows, timing_rows(result, analysis), strict=True)
     ]
     pairs = [(p.condition, p.against, *ratio_cells(p.comparison)[:3], p.comparison.verdict) for p in analysis.pairs]
-    goals = goal_rows(analysis.goals)
+    goals = goal_rows(analysis.goals, analysis.ceilings)
     tables: list[Table] = [
         ((*BRIEF, "verdict"), rows),
         (TURNS[:-1], [row[:-1] for row in turn_rows(analysis)]),
@@ -148,13 +149,20 @@ def phase_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
     ]
 
 
-def goal_rows(goals: Sequence[Goal]) -> list[tuple[str, ...]]:
-    return [(one.name, f"at most {one.limit:g}", *ratio_cells(one.comparison)[:2], outcome(one)) for one in goals]
+def goal_rows(goals: Sequence[Goal], ceilings: Sequence[Ceiling] = ()) -> list[tuple[str, ...]]:
+    """Ratios with their intervals; times with the shortest and the longest."""
+    ratios = [(one.name, f"at most {one.limit:g}", *ratio_cells(one.comparison)[:2], outcome(one)) for one in goals]
+    times = [
+        (one.name, f"at most {duration(one.limit)}", duration(one.median), f"{duration(one.low)} … {duration(one.high)}", outcome(one))
+        for one in ceilings
+    ]
+    return [*ratios, *times]
 
 
-def outcome(goal: Goal) -> str:
+def outcome(goal: Goal | Ceiling) -> str:
     """Whether the goal is reached, and if not, by how much it is missed."""
-    return goal.outcome + (f" by {100 * (goal.comparison.ratio / goal.limit - 1):.1f} %" if goal.outcome == "missed" else "")
+    found = goal.comparison.ratio if isinstance(goal, Goal) else goal.median
+    return goal.outcome + (f" by {100 * (found / goal.limit - 1):.1f} %" if goal.outcome == "missed" else "")
 
 
 def handled_rows(analysis: Analysis) -> list[tuple[str, ...]]:
@@ -228,8 +236,7 @@ def markdown(result: Result) -> str:
         control_line(analysis) if analysis else "",
         drift_line(analysis) if analysis else "",
         method(result),
-        "## Aimed at" if analysis and analysis.goals else "",
-        table(GOALS, goal_rows(analysis.goals)) if analysis and analysis.goals else "",
+        *aimed_at(result, analysis),
         f"## The time of a run of {result.config.images} pictures, m:ss.d, medians" if analysis and result.config.runs else "",
         published(result, analysis) if analysis and result.config.runs else "",
         "## Ours and the reference" if analysis and analysis.pairs else "",
@@ -250,6 +257,15 @@ def markdown(result: Result) -> str:
         f"Load during the samples: {load_line(result)}." if result.samples else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def aimed_at(result: Result, analysis: Analysis | None) -> list[str]:
+    """The section of what the settings aim at, and where what is not reached goes."""
+    rows = goal_rows(analysis.goals, analysis.ceilings) if analysis else []
+    if not rows or analysis is None:
+        return []
+    notes = "\n".join(f"- {line}" for line in limits.lines(result, analysis))
+    return ["## Aimed at", table(GOALS, rows), f"Where the time of what is not met goes:\n\n{notes}" if notes else ""]
 
 
 def subject_line(result: Result) -> str:

@@ -22,7 +22,12 @@ from sdlora.benchmark.statistics import Comparison, compare, judged, of_steps, t
 from sdlora.benchmark.work import Work
 
 FORMAT = "sdlora-benchmark/2"
-UNDECLARED: dict[str, Any] = {"margins": {}, "limits": {}, "pairing": "pictures"}  # what an earlier file does not say of its run
+UNDECLARED: dict[str, Any] = {
+    "margins": {},
+    "limits": {},
+    "seconds": {},
+    "pairing": "pictures",
+}  # what an earlier file does not say of its run
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,31 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """A time that the settings aim at, and how long the operation took."""
+
+    name: str
+    limit: float  # seconds
+    median: float
+    low: float  # the shortest and the longest of all repeats
+    high: float
+
+    @property
+    def outcome(self) -> str:
+        """ "met" and "missed" are said of every repeat."""
+        if self.high <= self.limit:
+            return "met"
+        return "missed" if self.low > self.limit else "open"
+
+
+@dataclass(frozen=True)
 class Analysis:
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]  # ours against the reference
     control: bool | None  # does the control's interval cover 1, of steps where they took turns? None without control
     handling: tuple[Pair, ...]  # operations on an adapter, round against round
     goals: tuple[Goal, ...]  # those of the settings that were measured
+    ceilings: tuple[Ceiling, ...] = ()  # likewise
 
     def row(self, condition: str) -> Row:
         return next(row for row in self.rows if row.condition == condition)
@@ -166,7 +190,7 @@ def analyse(result: Result) -> Analysis | None:
         for of in (STEP, PICTURE, "")
         if name + of in known
     )
-    return Analysis(rows, pairs, control.low <= 1 <= control.high if control else None, handled, goals)
+    return Analysis(rows, pairs, control.low <= 1 <= control.high if control else None, handled, goals, tuple(_ceilings(result)))
 
 
 def drawn(samples: Sequence[Sample]) -> Blocks:
@@ -199,6 +223,12 @@ def _handled(result: Result) -> Iterator[Pair]:
         if name in seconds and other in seconds:
             found = compare(seconds[name], seconds[other], config.margin, config.confidence, config.resamples, config.seed)
             yield Pair(name, other, found, None)
+
+
+def _ceilings(result: Result) -> Iterator[Ceiling]:
+    for one in result.handling:
+        if one.operation in result.config.seconds:
+            yield Ceiling(one.operation, result.config.seconds[one.operation], one.median, min(one.seconds), max(one.seconds))
 
 
 def _row(name: str, blocks: Blocks, result: Result) -> Row:

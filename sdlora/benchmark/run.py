@@ -12,6 +12,7 @@ from sdlora.atomic import writable_folder
 from sdlora.benchmark import (
     adapters,
     bases,
+    commands,
     environment,
     files,
     gate,
@@ -122,7 +123,7 @@ def prepare(config: BenchmarkConfig, subject: Subject, names: list[str]) -> Resu
     plain = [name for name in names if not (CONDITIONS[name].stock or CONDITIONS[name].compiled)]
     counts = work.measure(subject, plain, prompt, wanted)
     peaks = memory.measure(subject, names, prompt, lambda draw: draw(wanted), config.rounds)
-    handled = (*compiling, *handling.measure(subject, prompt, config.repeats))
+    handled = (*compiling, *handling.measure(subject, prompt, config.repeats), *commands.measure(config))
     facts = describe(config, subject.adapters[prompt][0])
     surroundings = environment.record(components.device) | {"attention": environment.attention(components.unet)}
     return Result(config, surroundings, facts, checks, handled, peaks, (), complete=False, work=counts)
