@@ -60,10 +60,22 @@ def joined(cpu: bool = False) -> Any:
     from accelerate import PartialState
 
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    state = PartialState(cpu=cpu or told or not (torch.cuda.is_available() or torch.backends.mps.is_available()), timeout=PATIENCE)
+    alone = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    with _without("ACCELERATE_USE_DEEPSPEED"):  # nothing of its engine is used (sdlora/training/zero.py), nor is it imported
+        state = PartialState(cpu=cpu or told or alone, timeout=PATIENCE)
     if state.num_processes != launched():
         raise SdloraError(f"{launched()} processes were launched, and accelerate sees {state.num_processes}; launch them with torchrun")
     return state
+
+
+@contextmanager
+def _without(variable: str) -> Iterator[None]:
+    before = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[variable] = before
 
 
 @contextmanager
