@@ -20,6 +20,7 @@ from sdlora.apply.constant import forget
 from sdlora.apply.joined import First, Joined, is_cheaper_dense
 from sdlora.apply.rows import Rows, Selection
 from sdlora.errors import SdloraError
+from sdlora.layers import named_layers
 from sdlora.matching import matched, weight_of
 
 SIBLINGS = re.compile(r"(?P<attention>.*\.(?:attn1(?=\.to_[qkv]$)|attn2(?=\.to_[kv]$)|self_attn(?=\.[qkv]_proj$)))\..*")  # see one tensor
@@ -102,11 +103,14 @@ class Vector:
     """The strengths of all layers on one device, behind one another in one tensor of which each layer sees its part."""
 
     def __init__(self, group: Sequence[First]):
-        self.owners = torch.cat([first.owners for first in group])
-        self.scales = torch.cat([first.scales for first in group])
+        owners, scales, ranks = zip(*(update for first in group for update in first.updates), strict=True)
+        columns, sizes = torch.tensor(ranks), [len(first.a) for first in group]
+        self.owners = torch.tensor(owners).repeat_interleave(columns)
+        self.scales = torch.tensor(scales, dtype=torch.float64).repeat_interleave(columns)
         self.values = torch.zeros(len(self.scales), device=group[0].a.device)  # fp32
-        for first, part in zip(group, self.values.split([len(first.scales) for first in group]), strict=True):
-            first.strengths = part
+        parts = zip(group, self.owners.split(sizes), self.scales.split(sizes), self.values.split(sizes), strict=True)
+        for first, own, factors, strengths in parts:
+            first.owners, first.scales, first.strengths = own, factors, strengths
 
     def set(self, etas: Tensor) -> None:
         """η per adapter, (k,) fp64."""
@@ -146,8 +150,9 @@ def stacked(modules: Mapping[str, nn.Module], weighted: Sequence[tuple[Adapter, 
     Stacks, and whatever else is on the model, come off in any order.
     """
     layers: dict[str, nn.Module] = {}
+    known = named_layers(modules)
     for adapter, _ in weighted:
-        layers |= matched(modules, adapter)
+        layers |= matched(modules, adapter, layers=known)
     stack = Stack([adapter for adapter, _ in weighted], layers)
     try:
         stack.set_strengths([eta for _, eta in weighted])
