@@ -11,7 +11,7 @@ import typer
 from sdlora import __version__
 from sdlora.commands import adapter, base, benchmark, cache, dataset, demo, generate, grid, train
 from sdlora.errors import SdloraError
-from sdlora.together import together
+from sdlora.together import terminable, together
 
 COMMANDS = (train, generate, grid, dataset, benchmark, demo, adapter, base, cache)  # in the order of `sdlora --help`
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: the first is also what a wrong option gives, the second is the shell's for Ctrl-C
@@ -41,6 +41,11 @@ def build() -> typer.Typer:
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """The exit code of one call; `arguments` are sys.argv's by default. A user's mistake is one message, never a traceback; of
     several processes one says it."""
+    with terminable():
+        return _run(app, arguments)
+
+
+def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     try:
         with together():
             app(args=None if arguments is None else list(arguments), prog_name="sdlora")
