@@ -107,7 +107,7 @@ def brief(result: Result, analysis: Analysis) -> list[Table]:
     goals = goal_rows(analysis.goals, analysis.ceilings)
     tables: list[Table] = [
         ((*BRIEF, "verdict"), rows),
-        (TURNS[:-1], [row[:-1] for row in turn_rows(analysis)]),
+        turns_in_short(analysis),
         (PAIRS[: PAIRS.index("verdict") + 1], pairs),
     ]
     return [table for table in (*tables, (HANDLING, handling_rows(result)), (GOALS, goals)) if table[1]]
@@ -134,6 +134,13 @@ def turn_rows(analysis: Analysis) -> list[tuple[str, ...]]:
         return (name, against, times[name], ratio, interval, f"± {100 * c.spread:.2f} %", said, processor(own))
 
     return [cells(name, against, c, own) for name, against, c, own in (*rows, *pairs) if c]
+
+
+def turns_in_short(analysis: Analysis) -> Table:
+    """For a terminal."""
+    kept = [i for i, name in enumerate(TURNS) if name not in ("between pictures", "processor time")]
+    rows = [[row[i].partition(",")[0] for i in kept] for row in turn_rows(analysis)]
+    return tuple(TURNS[i] for i in kept), [tuple(row) for row in rows]
 
 
 def phase_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
