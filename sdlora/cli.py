@@ -1,5 +1,6 @@
 """The command line: `sdlora COMMAND`. Commands are the modules of sdlora.commands; this file gathers them and words their failures."""
 
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import typer
 from sdlora import __version__
 from sdlora.commands import adapter, base, benchmark, cache, dataset, demo, generate, grid, train
 from sdlora.errors import SdloraError
-from sdlora.together import together
+from sdlora.together import terminable, together
 
 COMMANDS = (train, generate, grid, dataset, benchmark, demo, adapter, base, cache)  # in the order of `sdlora --help`
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: the first is also what a wrong option gives, the second is the shell's for Ctrl-C
@@ -40,6 +41,11 @@ def build() -> typer.Typer:
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """The exit code of one call; `arguments` are sys.argv's by default. A user's mistake is one message, never a traceback; of
     several processes one says it."""
+    with terminable():
+        return _run(app, arguments)
+
+
+def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     try:
         with together():
             app(args=None if arguments is None else list(arguments), prog_name="sdlora")
@@ -71,9 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program(arguments: Sequence[str] | None = None, app: typer.Typer | None = None) -> NoReturn:
     """`run` as the whole process. Once all is said, Ctrl-C has its plain meaning: in the interpreter's own exit handlers Python would
-    print a traceback about it."""
+    print a traceback about it. And nothing is taken apart that ends with the process anyway: going through all objects of PyTorch and
+    diffusers for dead ones takes a second."""
     code = run(app or build(), arguments)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.freeze()
     sys.exit(code)
 
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -60,10 +60,22 @@ def joined(cpu: bool = False) -> Any:
     from accelerate import PartialState
 
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    state = PartialState(cpu=cpu or told or not (torch.cuda.is_available() or torch.backends.mps.is_available()), timeout=PATIENCE)
+    alone = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    with _without("ACCELERATE_USE_DEEPSPEED"):  # nothing of its engine is used (sdlora/training/zero.py), nor is it imported
+        state = PartialState(cpu=cpu or told or alone, timeout=PATIENCE)
     if state.num_processes != launched():
         raise SdloraError(f"{launched()} processes were launched, and accelerate sees {state.num_processes}; launch them with torchrun")
     return state
+
+
+@contextmanager
+def _without(variable: str) -> Iterator[None]:
+    before = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[variable] = before
 
 
 @contextmanager
@@ -78,14 +90,14 @@ def together() -> Iterator[None]:
         return
     watch = _Watch(here, threading.get_ident())
     try:
-        with _terminable():
-            try:
-                yield
-            finally:
-                watch.over.set()
+        try:
+            yield
+        finally:
+            watch.end()
     except Deserted:
         raise
     except BaseException as error:
+        _deafen()
         well = isinstance(error, SystemExit) and not error.code
         other = None if well else _instead(here, error)
         if other:
@@ -186,7 +198,13 @@ class _Watch:
     def __init__(self, here: Board, worker: int):
         self.here, self.worker, self.over = here, worker, threading.Event()
         here.enter()
-        threading.Thread(target=self._look, daemon=True, name="sdlora together").start()
+        self.thread = threading.Thread(target=self._look, daemon=True, name="sdlora together")
+        self.thread.start()
+
+    def end(self) -> None:
+        """The work is over; what the worker is still to hear it hears before this returns."""
+        self.over.set()
+        self.thread.join(GRACE)
 
     def _look(self) -> None:
         while not self.over.wait(LOOK):
@@ -217,21 +235,29 @@ class _Watch:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM, by which a launcher ends the others, is an exception like Ctrl-C, and not an end in the middle of a file."""
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM, by which a launcher ends its other processes, is an exception like Ctrl-C, and not an end in the middle of a file;
+    from the first failure on it is not heard: what ends by itself has a word to say, in here. Does nothing for a process alone."""
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not main or launched() == 1 or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before: Callable[[int, FrameType | None], Any] | int | None = signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    _deafen()
+    raise SystemExit(128 + number)
+
+
+def _deafen() -> None:
+    """Inside `terminable`, hear no SIGTERM any more."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _leave:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _machine() -> str:

@@ -19,11 +19,6 @@ def settings(tiny_base, tmp_path):
     return small(tiny_base, tmp_path / "out")
 
 
-@pytest.fixture(scope="module")
-def adapter(components):
-    return adapters.obtain("random:rank=4", components)
-
-
 @pytest.fixture
 def pair(settings):
     """Of two conditions alone, in half the time."""

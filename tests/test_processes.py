@@ -37,6 +37,19 @@ def test_the_shares_of_a_batch_are_the_batch(tmp_path):
     assert World(0, 1).share(whole) is whole and World(9, 10).share(whole) is None
 
 
+def test_processes_that_go_on_from_different_steps_are_found_out(monkeypatch):
+    """As on two machines that do not share the output folder: one resumes what the other has never seen."""
+    others = {"largest": 300, "smallest": 300}
+
+    def reduced(ends, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        ends.copy_(torch.maximum(ends, torch.tensor([others["largest"], -others["smallest"]])))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduced)
+    assert World(0, 2).same(300) and not World(0, 2).same(0) and not World(0, 2).same(301)
+    assert World().same(7)
+
+
 def test_the_gradients_of_the_shares_add_up_to_those_of_the_batch(components, pictures, tmp_path):
     settings = {"images": pictures, "output": tmp_path, "batch_size": 4, "accumulate": 2, "rank": 2, "resolution": 32, "precision": "fp32"}
     config = session.fitted(TrainConfig(**settings, caption_dropout=0.3).settled(), components)
@@ -82,6 +95,8 @@ cli.program(["train", *sys.argv[1:]])
 """
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FSDP = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--mixed_precision", "no")
+FSDP += ("--main_process_port", "0")  # one that is free: by itself it takes 29500, whoever else does
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_MIXED_PRECISION": "no"}  # what its launcher says, which needs DeepSpeed itself
 SETTINGS = {"steps": 4, "rank": 2, "resolution": 32, "precision": "fp32", "save_every": 2, "samples.steps": 1, "samples.count": 1}
 SETTINGS |= {"learning_rate": 1e-3, "clip": 0.05, "caption_dropout": 0.3}
 SETTINGS |= {"optimizer.eps": 1e-4}  # Adam divides by the gradient's size: where that is rounding alone, it would make it large
@@ -89,27 +104,30 @@ SETTINGS |= {"optimizer.eps": 1e-4}  # Adam divides by the gradient's size: wher
 
 @pytest.fixture
 def launch(tiny_base, pictures, tmp_path):
-    """A function (how, output's name, settings) -> a training in one process, or in as many as `how` starts; `fails` in the second."""
+    """A function (how, output's name, settings) -> a training in one process, or in as many as `how` starts, with what a launcher has
+    `told` them; `fails` in the second."""
 
-    def start(how: tuple[str, ...], output: str, *more: str, fails: str = "") -> subprocess.CompletedProcess:
+    def start(how: tuple[str, ...], output: str, *more: str, fails: str = "", told: dict | None = None) -> subprocess.CompletedProcess:
         settings = SETTINGS | {"images": pictures, "output": tmp_path / output, "base": tiny_base}
         driver = tmp_path / "failing.py"
         driver.write_text(FAILING)
         words = [str(driver if fails else ROOT / "train" / "lora.py"), *(f"{key}={value}" for key, value in settings.items()), *more]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "FAILS": fails}
+        environment = (
+            os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "FAILS": fails} | (told or {})
+        )
         return subprocess.run([sys.executable, *(["-m"] if how else []), *how, *words], env=environment, capture_output=True, text=True)
 
     return start
 
 
 def assert_same(one: Path, two: Path) -> None:
-    """Adapters that are one but for rounding."""
+    """Adapters that are one but for rounding: 0.009 of the largest movement was measured."""
     a, b = files.read(one).layers, files.read(two).layers
     moved = max(update.b.abs().max().item() for update in a.values())
     assert moved > 1e-4 and a.keys() == b.keys()
     for name in a:
         for field in ("a", "b"):
-            torch.testing.assert_close(getattr(a[name], field), getattr(b[name], field), rtol=0, atol=0.02 * moved)
+            torch.testing.assert_close(getattr(a[name], field), getattr(b[name], field), rtol=0, atol=0.05 * moved)
 
 
 def lose_second_half(run: Path) -> bytes:
@@ -148,14 +166,15 @@ def test_two_processes_give_the_adapter_of_one_with_twice_the_batch(launch, tmp_
         assert "[rank" not in found.stderr, "a traceback of ours"
         assert not list((tmp_path / "two").rglob(".*.tmp.*")) and not (tmp_path / "two" / "adapter.safetensors").exists()
     assert (tmp_path / "two" / "states" / "step-000003.pt").exists()
-    again = launch(TORCHRUN, "two", "batch_size=2", "accumulate=2")
+    again = launch(TORCHRUN, "two", "batch_size=2", "accumulate=2", told=DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"})
     assert again.returncode == 0 and (tmp_path / "two" / "adapter.safetensors").read_bytes() == whole, again.stderr
+    assert again.stderr.count("ZeRO 2: of an adapter's optimiser state and gradients are a few MB and whole in each process") == 1
     alone = launch((), "two", "batch_size=2", "accumulate=2")
     assert alone.returncode == 2 and "the number of processes changed since the run" in alone.stderr
 
 
 @pytest.mark.slow
-def test_fsdp_gives_the_adapter_of_one_process_and_goes_on_exactly(launch, tmp_path):
+def test_fsdp_gives_the_adapter_of_one_process_and_goes_on_exactly_and_as_zero_3(launch, tmp_path):
     """With all that has a part in it: a text encoder that learns, checkpoints of activations, an average, validation, samples."""
     settings = ['targets=["attention","text_attention"]', "clip_skip=2", "gradient_checkpointing=true", "ema.decay=0.9"]
     settings += ["validation.fraction=0.3", "validation.timesteps=2"]
@@ -168,5 +187,7 @@ def test_fsdp_gives_the_adapter_of_one_process_and_goes_on_exactly(launch, tmp_p
     np.testing.assert_allclose([score["loss"] for score in scores[0]], [score["loss"] for score in scores[1]], rtol=1e-4)
     assert (tmp_path / "two" / "samples" / "grid.png").exists()
     whole = lose_second_half(tmp_path / "two")
-    again = launch(FSDP, "two", "batch_size=2", *settings)
-    assert again.returncode == 0 and (tmp_path / "two" / "adapter.safetensors").read_bytes() == whole, again.stderr
+    # made again as ZeRO 3, which is the same: half by one and half by the other is all by one
+    zero = launch(TORCHRUN, "two", "batch_size=2", *settings, told=DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})
+    assert zero.returncode == 0 and (tmp_path / "two" / "adapter.safetensors").read_bytes() == whole, zero.stderr
+    assert zero.stderr.count("ZeRO 3: the frozen base is split among the processes") == 1

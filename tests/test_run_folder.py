@@ -109,10 +109,9 @@ def accelerate_names() -> set[str]:
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "true", "to use DEEPSPEED: its ZeRO 1 and 2 share out"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "to use MEGATRON LM: Megatron-LM is for transformers of its own kind"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "--mixed_precision fp8"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "set compile = true"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "set accumulate = 4"),
     ],
 )
 def test_what_accelerate_is_told_and_a_training_cannot_do_is_refused(monkeypatch, variable, value, words):

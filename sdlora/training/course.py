@@ -63,7 +63,9 @@ class Course:
         state = saving.newest(place, self.report.say)
         if state:
             run.load_state(state)
-        run.world.wait()  # nobody deletes or replaces what another still reads
+        alike = run.world.same(run.step)  # and all are here: nobody deletes or replaces what another still reads
+        if not alike:
+            raise SdloraError(f"the processes found states of different steps in {place.folder}; all machines have to share that folder")
         if run.world.main:
             self.trackers.start(run.step)
             if state:

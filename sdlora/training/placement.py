@@ -79,7 +79,8 @@ def prepared(components: Components, config: TrainConfig) -> Iterator[None]:
             unet.set_attn_processor(AttnProcessor())
         hardware.set_attention(unet, config.attention)
         hardware.set_tiling(components.vae, config.vae_tiling)
-        parts = config.compile or sharding.told()  # a compiler sees more in the parts; FSDP gathers the weights of modules that are called
+        # a compiler sees more in the parts; a split base's weights are there while their module is called
+        parts = config.compile or sharding.told()
         with nullcontext() if parts else units.joined(unet):
             yield
     finally:

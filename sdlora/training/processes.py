@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from sdlora.errors import SdloraError
 from sdlora.together import joined, launched, rank
-from sdlora.training import sharding
+from sdlora.training import sharding, zero
 from sdlora.training.batches import Batch
 from sdlora.training.config import TrainConfig
 from sdlora.training.sharding import Sharding
 
 REFUSED = {  # variable that accelerate sets -> what it stands for, and why not
-    "ACCELERATE_USE_DEEPSPEED": "its ZeRO 1 and 2 share out an optimiser's state, and an adapter's is a few MB; for ZeRO 3's share of the "
-    "base take --use_fsdp --fsdp_version 2",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is for transformers of its own kind",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor and context parallelism are not for a U-Net",
 }
@@ -75,6 +73,15 @@ class World:
         torch.distributed.all_reduce(count)
         return bool(count.item())
 
+    def same(self, number: int) -> bool:
+        """Whether all processes have this number."""
+        if self.size == 1:
+            return True
+        ends = torch.tensor([number, -number], device=self.device)
+        torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+        largest, smallest = ends.tolist()
+        return bool(largest == -smallest)
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.any(False)
@@ -116,6 +123,12 @@ def world() -> World:
     return World(state.process_index, state.num_processes, state.device, sharding.told())
 
 
+def remark() -> str:
+    """What becomes of what DeepSpeed was told; empty where it was told nothing."""
+    found = zero.told()
+    return found.remark if found else ""
+
+
 def check(config: TrainConfig | None = None) -> None:
     """SdloraError for what `accelerate launch` was told and a training of an adapter cannot do, or that the settings contradict."""
     for variable, why in REFUSED.items():
@@ -130,9 +143,11 @@ def check(config: TrainConfig | None = None) -> None:
     split = sharding.told()
     if config:
         sharding.check(config, split)
+        zero.check(config, zero.told(), launched())
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend not in ("", "no"):
         raise SdloraError(f"accelerate was told --dynamo_backend {backend}; set compile = true in the settings instead, which is inductor")
     accumulate = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulate not in ("", "1"):
-        raise SdloraError(f"accelerate was told --gradient_accumulation_steps {accumulate}; set accumulate = {accumulate} in the settings")
+    if config and accumulate not in ("", "1", "auto", str(config.accumulate)):
+        said = f"accelerate was told --gradient_accumulation_steps {accumulate}, and accumulate is {config.accumulate}"
+        raise SdloraError(f"{said}; set accumulate = {accumulate} in the settings")

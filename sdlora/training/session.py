@@ -55,6 +55,8 @@ def train(
     config = config.settled()
     report = Terminal(config.steps) if progress and world.main else Silent()
     found, held = planning.checked(config)
+    if words := processes.remark():
+        report.say(words)
     # an unknown base or target is an error before anything is written
     planning.targets_of(config, components.modules if components else None)
     alone = components is None

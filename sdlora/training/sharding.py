@@ -1,4 +1,4 @@
-"""FSDP: during the steps each process holds its share of the frozen base; the adapter is small, and whole in every process.
+"""FSDP and ZeRO 3: during the steps each process holds its share of the frozen base; the adapter is small, and whole in every process.
 
 PyTorch's fully_shard (Zhao et al. 2023, arXiv:2304.11277, in its second version) gathers the weights of one block at a time, before its
 part of the forward and of the backward pass, with the bits that they had. The adapter's gradients are added as they are without it: the
@@ -16,11 +16,11 @@ from torch import nn
 
 from sdlora.errors import SdloraError, nearest
 from sdlora.models import Components
+from sdlora.training import zero
 
 if TYPE_CHECKING:
     from sdlora.training.config import TrainConfig
 
-YES = ("true", "1", "yes")
 POLICIES = ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP")
 REFUSED = {  # what accelerate's plugin can be told to do, and what to do instead
     "FSDP_OFFLOAD_PARAMS": "leave it out: a share of the base is small beside its activations",
@@ -31,7 +31,7 @@ REFUSED = {  # what accelerate's plugin can be told to do, and what to do instea
 
 @dataclass(frozen=True)
 class Sharding:
-    """What accelerate's FSDP plugin was told, as far as it means something for a frozen base."""
+    """What accelerate was told of FSDP, as far as it means something for a frozen base; ZeRO 3 is this by default."""
 
     policy: str = POLICIES[0]  # which modules are gathered one at a time: blocks of some classes, modules of some size, or all at once
     classes: tuple[str, ...] = ()  # of the blocks; none: those that the model names as not to be split
@@ -40,8 +40,12 @@ class Sharding:
 
 
 def told(environment: Mapping[str, str] = os.environ) -> Sharding | None:
-    """As `accelerate launch --use_fsdp` says, in its environment variables; None without it. SdloraError for what cannot be."""
-    if environment.get("ACCELERATE_USE_FSDP", "").lower() not in YES:
+    """As `accelerate launch --use_fsdp`, or `--use_deepspeed --zero_stage 3`, says in its environment variables; None without them.
+    SdloraError for what cannot be."""
+    deepspeed = zero.told(environment)
+    if deepspeed and deepspeed.stage == 3:
+        return Sharding()
+    if environment.get("ACCELERATE_USE_FSDP", "").lower() not in zero.YES:
         return None
     if environment.get("WORLD_SIZE", "1") == "1":
         raise SdloraError("accelerate was told to use FSDP, and there is one process; launch several, or leave it out")
@@ -49,7 +53,7 @@ def told(environment: Mapping[str, str] = os.environ) -> Sharding | None:
     if version != "2":
         raise SdloraError(f"accelerate was told to use FSDP in version {version}, which splits flattened weights; take --fsdp_version 2")
     for variable, instead in REFUSED.items():
-        if environment.get(variable, "").lower() in YES:
+        if environment.get(variable, "").lower() in zero.YES:
             raise SdloraError(f"accelerate was told --{variable.lower()} true; {instead}")
     ignored = environment.get("FSDP_IGNORED_MODULES", "")
     if ignored:
@@ -65,7 +69,9 @@ def told(environment: Mapping[str, str] = os.environ) -> Sharding | None:
 def check(config: "TrainConfig", how: Sharding | None) -> None:
     """SdloraError for settings that a split base cannot follow."""
     if how and config.compile:
-        raise SdloraError("compile = true with FSDP: the weights that it gathers block by block break the compiled U-Net up; leave one out")
+        raise SdloraError(
+            "compile = true with FSDP or ZeRO 3: weights that are gathered block by block break the compiled U-Net up; leave one out"
+        )
 
 
 def split(components: Components, config: "TrainConfig", how: Sharding | None, device: torch.device, size: int) -> Components:
@@ -141,5 +147,5 @@ def _fully_shard() -> Callable[..., Any]:
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError as error:
-        raise SdloraError(f"FSDP in version 2 needs PyTorch 2.6, and this is {torch.__version__}; pip install --upgrade torch") from error
+        raise SdloraError(f"a base in shares needs PyTorch 2.6, and this is {torch.__version__}; pip install --upgrade torch") from error
     return fully_shard
