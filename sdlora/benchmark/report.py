@@ -10,6 +10,7 @@ from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.names import BASE, CONTROL
 from sdlora.benchmark.result import Analysis, Ceiling, Goal, Result, Row, analyse
 from sdlora.benchmark.statistics import Comparison
+from sdlora.benchmark.units import duration, span
 from sdlora.benchmark.work import Work
 
 HEADER = (
@@ -71,20 +72,6 @@ def verdict(c: Comparison | None) -> str:
 
 def mebibytes(count: int | None, signed: bool = False) -> str:
     return "" if count is None else f"{count / 2**20:{'+' if signed else ''}.1f}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit in which it reads best."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def span(seconds: float) -> str:
-    """m:ss.d, as the published table has it."""
-    tenths = round(10 * seconds)
-    return f"{tenths // 600}:{tenths % 600 // 10:02d}.{tenths % 10}"
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
