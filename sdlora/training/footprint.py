@@ -25,8 +25,8 @@ GIB = 2**30
 VAE = "vae"
 NUMBER = 4  # bytes of what is trained, and of its gradient: both fp32
 # What a CPU's convolutions take beside their results, fitted to measurements (docs/memory.md): times the widest input, for its 3 × 3
-# patches, with a gradient and without; and bytes
-SCRATCH, FORWARD, BASIC = 12, 8, 15 * 2**20
+# patches, with a gradient; in blocks that compute as one, once or with checkpoints of activations twice; without a gradient; and bytes
+SCRATCH, JOINED, TWICE, FORWARD, BASIC = 12, 4, 8, 8, 15 * 2**20
 TOGETHER = 1024  # places of latents in a batch of samples, or one picture: what sdlora.generation draws at once
 
 
@@ -166,7 +166,7 @@ class Estimate:
         chosen = set(layers(self.modules, config))
         numbers = activations.with_gradient(self.unet, *self.size, chosen, config.gradient_checkpointing, self.joined)
         numbers += activations.text({name: self.modules[name] for name in config.learning if name != UNET})
-        adapter, scratch = trained(config, self.modules), self.basic + self.scratch(images, *self.size)
+        adapter, scratch = trained(config, self.modules), self.basic + self.scratch(images, *self.size, self.times)
         others = {"encoding the pictures": self.encoding()}
         if self.cut:
             others["splitting the base"] = (self.weights(*self.busy) if self.apart else self.every) + self.shares
@@ -180,6 +180,13 @@ class Estimate:
         return Footprint(
             self.staying, adapter, round(images * numbers * self.bytes), scratch, images, others, self.processes if self.cut else 1
         )
+
+    @property
+    def times(self) -> int:
+        """Of the widest input, what the convolutions of a step take."""
+        if not self.joined:
+            return SCRATCH
+        return TWICE if self.config.gradient_checkpointing else JOINED
 
     def scratch(self, rows: int, height: int, width: int, times: int = SCRATCH) -> int:
         """What convolutions of the U-Net take beside their results."""
