@@ -1,5 +1,6 @@
 """The command line: `sdlora COMMAND`. Commands are the modules of sdlora.commands; this file gathers them and words their failures."""
 
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -76,9 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program(arguments: Sequence[str] | None = None, app: typer.Typer | None = None) -> NoReturn:
     """`run` as the whole process. Once all is said, Ctrl-C has its plain meaning: in the interpreter's own exit handlers Python would
-    print a traceback about it."""
+    print a traceback about it. And nothing is taken apart that ends with the process anyway: going through all objects of PyTorch and
+    diffusers for dead ones takes a second."""
     code = run(app or build(), arguments)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.freeze()
     sys.exit(code)
 
 

@@ -112,9 +112,17 @@ def peak(device: torch.device) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def compile_calls(module: nn.Module) -> None:
-    """Calls of `module` go through torch.compile from now on. Hooks that come or go later are not seen: see `plain`."""
-    module.compile()
+def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
+    """Calls of `module` go through torch.compile from now on. Where hooks of its layers have come or gone, by which adapters are
+    stacked, it is compiled once more for that set of them; what is called with them as before is not."""
+    module.compile(backend=backend)
+    call: Any = module._compiled_call_impl
+
+    def guarded(*inputs: Any, **words: Any) -> Any:
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):  # by default it would not look at them again
+            return call(*inputs, **words)
+
+    module._compiled_call_impl = guarded
 
 
 @contextmanager

@@ -13,7 +13,7 @@ OURS = ("base", "base again", "stacked", "fused")
 def small(base: Path, output: Path) -> BenchmarkConfig:
     """Three blocks of one picture in two steps."""
     chosen = {"base": str(base), "adapter": "random:rank=4", "prompts": ("a cat face",), "steps": 2, "warmup": 1, "output": output}
-    return BenchmarkConfig(**chosen, conditions=OURS, blocks=3, rounds=1, repeats=2, resamples=200)
+    return BenchmarkConfig(**chosen, conditions=OURS, pairing="pictures", seconds={}, blocks=3, rounds=1, repeats=2, resamples=200)
 
 
 def invented(settings: BenchmarkConfig, seconds: dict[str, list[float]]) -> result.Result:

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import folders
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from untouched import Shared, changed_settings, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach for a network
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "WORLD_SIZE", "RANK"):
+    os.environ.pop(name, None)  # what is printed has one width and no colours, and nobody has launched the tests
+# the same examples on every machine, however slow it is
+hypothesis.settings.register_profile(
+    "laws", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("laws")
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "train"))  # the recipe's modules, as `python train/base.py` sees them
 
@@ -199,6 +207,20 @@ def in_memory():
     yield make
     for base in used:
         apply.eject(base.modules)
+
+
+@pytest.fixture
+def running(components, pictures, loaded, in_memory):
+    """A function (settings, kind of base or None for the tiny one) -> a Run in memory."""
+    return lambda wanted, kind=None: in_memory(wanted, loaded(kind) if kind else components, pictures)
+
+
+@pytest.fixture
+def small_training(pictures, tmp_path):
+    """A function changes -> the settings of eight steps of two pictures."""
+    import trainings
+
+    return lambda **changes: trainings.small(pictures, tmp_path / "run", **changes)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Trained again from an adapter's own header, from another adapter's weights, and from nothing but a folder."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import folders
 import pytest
 import torch
 from PIL import Image
+from trainings import sha
 
 from sdlora import apply, config, files, training
 from sdlora.commands import train as command
@@ -25,10 +25,6 @@ def pictures(tmp_path):
 def settings(pictures, tiny_base, tmp_path):
     usual = {"steps": 3, "batch_size": 2, "rank": 2, "resolution": 32, "learning_rate": 1e-2, "base": str(tiny_base)}
     return lambda **changes: TrainConfig(**usual | {"images": pictures, "output": tmp_path / "one", "samples": {"count": 0}} | changes)
-
-
-def sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,6 @@ def settings(tiny_base, tmp_path):
     return small(tiny_base, tmp_path / "out")
 
 
-@pytest.fixture(scope="module")
-def adapter(components):
-    return adapters.obtain("random:rank=4", components)
-
-
 @pytest.fixture
 def pair(settings):
     """Of two conditions alone, in half the time."""
@@ -102,6 +97,8 @@ def test_the_command_measures_and_says_where_the_files_are(settings, capsys):
         "adapter=random:rank=2",
         "prompts=['a cat']",
         "steps=1",
+        "pairing=pictures",
+        "seconds={}",
         "warmup=1",
         "blocks=2",
         "rounds=1",
@@ -193,7 +190,7 @@ def test_the_reference_refuses_what_it_cannot_draw_before_anything_is_loaded(tmp
 
 def test_a_single_step_which_diffusers_begins_elsewhere_is_refused_for_the_reference(tmp_path):
     with pytest.raises(SdloraError, match="needs steps = 2 or more"):
-        benchmark.run(BenchmarkConfig(base="/nowhere", steps=1, conditions=("diffusers",), output=tmp_path))
+        benchmark.run(BenchmarkConfig(base="/nowhere", steps=1, pairing="pictures", conditions=("diffusers",), output=tmp_path))
 
 
 @pytest.mark.parametrize(

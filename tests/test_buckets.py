@@ -37,7 +37,7 @@ def test_every_size_is_of_the_steps_and_no_larger_than_the_square(side, step):
 
 
 @given(sides, sides)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_picture_gets_the_size_in_which_most_of_it_is_seen_and_its_turned_copy_the_turned_one(height, width):
     crop = framed((height, width), SD, 512)
     losses = {size: Crop((height, width), size, 0, 0).lost for size in SD.sizes(512)}
@@ -47,7 +47,7 @@ def test_a_picture_gets_the_size_in_which_most_of_it_is_seen_and_its_turned_copy
 
 
 @given(sides, sides, st.booleans(), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_crop_lies_inside_its_picture_keeps_the_aspect_and_adds_up(height, width, upscale, down, across):
     how = Frames((512,), on=True, upscale=upscale)
     if not upscale and min(height, width) < 200:
@@ -102,7 +102,7 @@ decks = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, ma
 
 
 @given(decks, st.integers(1, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_batch_is_of_one_size_and_everything_comes_as_often_as_its_repeats_say(rows, size):
     deck = Deck([shape for shape, _ in rows], [repeats for _, repeats in rows])
     batches = cards(deck, 3 * len(deck.cards), size)

@@ -105,8 +105,8 @@ def test_every_precision_is_the_files_numbers_rounded_once(made, dtype):
     exact, rounded = models.load(made("sdxl")[1]), models.load(made("sdxl")[1], dtype=dtype)
     assert {module.dtype for module in rounded.modules.values()} == {dtype}
     assert rounded.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)  # SDXL's VAE overflows in fp16
-    for name, tensor in exact.unet.state_dict().items():
-        assert torch.equal(rounded.unet.state_dict()[name], tensor.to(dtype))
+    found = rounded.unet.state_dict()
+    assert all(torch.equal(found[name], tensor.to(dtype)) for name, tensor in exact.unet.state_dict().items())
     assert not any(p.requires_grad for p in rounded.unet.parameters()) and not rounded.unet.training
 
 
@@ -141,4 +141,4 @@ print((resident("VmHWM") - before) / weights, weights)
 def test_loading_sd_1_at_its_true_size_needs_at_most_a_quarter_more_memory_than_the_weights(hollow, dtype):
     done = subprocess.run([sys.executable, "-c", PEAK, str(hollow("sd1")), dtype], capture_output=True, text=True, check=True)
     peak, weights = map(float, done.stdout.split())
-    assert weights == 2 * (859_520_964 + 123_060_480 + 83_653_863) and 1 <= peak <= 1.25
+    assert weights == 2 * (859_520_964 + 123_060_480 + 83_653_863) and 0.9 < peak <= 1.25  # 1.005 measured

@@ -1,6 +1,6 @@
 """Image folders: what is read, how a picture is prepared, and that nothing is encoded twice or stale."""
 
-import numpy as np
+import folders
 import pytest
 import torch
 from PIL import Image
@@ -13,11 +13,7 @@ from sdlora.training import text
 
 @pytest.fixture
 def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 255, (80, 64, 3), np.uint8)).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text(f"picture {i},\n flat emoji\n")
-    return tmp_path
+    return folders.pictures(tmp_path, ((64, 80),) * 3, "picture {},\n flat emoji\n")
 
 
 def test_a_scan_gives_images_and_captions_in_the_order_of_their_names(folder):

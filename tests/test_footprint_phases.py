@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from PIL import Image
 from skeletons import networks
 
 from bases import UNET
@@ -179,7 +178,7 @@ def test_what_is_not_there_on_the_card_is_said_by_its_phase(config):
         fitting.fit(config(resolution=1024), fitting.parse("7GB"), networks("sdxl"))
 
 
-def test_a_network_has_its_turn_only_where_something_is_encoded(components, tmp_path, monkeypatch):
+def test_a_network_has_its_turn_only_where_something_is_encoded(components, pictures, tmp_path, monkeypatch):
     """And then the U-Net is elsewhere, first out and last in."""
     moved = []
 
@@ -190,11 +189,7 @@ def test_a_network_has_its_turn_only_where_something_is_encoded(components, tmp_
         yield
         moved.append((*names, "back"))
 
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(2):
-        Image.new("RGB", (32, 32), (number, 80, 200)).save(folder / f"{number}.png")
-    found, turn = scan(folder, "a thing"), [("unet", "out"), ("vae", "out"), ("vae", "back"), ("unet", "back")]
+    found, turn = scan(pictures), [("unet", "out"), ("vae", "out"), ("vae", "back"), ("unet", "back")]
     monkeypatch.setattr(hardware, "resident", resident)
     for expected in (turn, []):
         moved.clear()

@@ -139,12 +139,10 @@ def test_auto_chooses_by_what_is_asked_and_says_so(components, named, wanted, wa
     assert len(heard) == ("<lora" in wanted[0].prompt) and all(way in heard[0] for way in ways if heard)
 
 
-def test_auto_fuses_for_a_compiled_unet_and_refuses_what_it_cannot_do(components, named, monkeypatch):
+def test_auto_fuses_for_a_compiled_unet_what_can_be_fused(components, named, monkeypatch):
     monkeypatch.setattr(components.unet, "_compiled_call_impl", components.unet._call_impl)
-    chosen = [(request("a cat <lora:a:1>", 1), [("a", parse("1"))])]
-    assert generation.adapters.ways(components, chosen, "auto", lambda _: 4) == ["fused"]
-    with pytest.raises(SdloraError, match="changes with the steps, which an adapter that is fused cannot; leave compile out"):
-        generate(components, [request("a cat <lora:a:1@0-0.5>", 1)], named=named)
+    chosen = [(request(f"a cat <lora:a:{eta}>", 1), [("a", parse(eta))]) for eta in ("1", "1@0-0.5")]
+    assert generation.adapters.ways(components, chosen, "auto", lambda _: 4) == ["fused", "stacked"]
 
 
 def test_auto_draws_what_fused_and_stacked_draw(components, named):

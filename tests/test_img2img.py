@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from folders import noise
 from PIL import Image
 
 from sdlora.data.pictures import to_tensor
@@ -16,9 +17,7 @@ from sdlora.generation.schedules import schedule
 from sdlora.latents import decode, encode_image
 from sdlora.schedule import alphas_bar
 
-RNG = np.random.default_rng(7)
-PHOTO = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-OTHER = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+PHOTO, OTHER = noise(64, 64, seed=7), noise(64, 64, seed=8)
 HALF = Image.new("L", (64, 64))
 HALF.paste(255, (32, 0, 64, 64))
 WHITE, BLACK = Image.new("L", (64, 64), 255), Image.new("L", (64, 64))
@@ -185,7 +184,7 @@ def test_a_place_is_let_go_when_so_much_is_left_of_the_steps_whatever_the_sample
 
 def test_only_masked_draws_the_part_at_full_size_and_leaves_the_rest(components):
     """A corner of a larger picture, with 8 pixels around it: what is drawn is as large as the base likes it, the result as the picture."""
-    photo = Image.fromarray(RNG.integers(0, 256, (100, 140, 3), dtype=np.uint8))
+    photo = noise(140, 100, seed=9)
     corner = Image.new("L", photo.size)
     corner.paste(255, (10, 20, 34, 44))
     shapes: list[torch.Size] = []

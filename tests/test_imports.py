@@ -1,5 +1,6 @@
 """A deferred package: its submodules come at once, its own code when somebody asks for one of its names."""
 
+import gc
 import importlib
 import os
 import subprocess
@@ -54,19 +55,98 @@ def test_a_package_that_is_imported_already_or_is_not_there_stays_as_it_is(packa
     assert "outer_of_test.missing" not in sys.modules
 
 
-def test_diffusers_still_has_the_package_that_is_deferred():
-    imports.defer()
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+def test_a_name_that_a_submodule_has_already_comes_from_there(package):
+    imports.defer(package, {"Light": "light", "Heavy": "nowhere"})
+    names: dict = {}
+    exec(f"from {package} import Light", names)
+    assert names["Light"].__module__ == f"{package}.light" and f"{package}.heavy" not in sys.modules
+    exec(f"from {package} import Heavy", names)  # in another version a name is elsewhere: the whole package has it
+    assert issubclass(names["Heavy"], names["Light"])
 
-    assert Transformer2DModel.__name__ == "Transformer2DModel"
+
+def test_a_package_that_puts_another_object_in_its_place_is_that_object(package, tmp_path):
+    code = "import sys, types\nsys.modules[__name__] = types.SimpleNamespace(Heavy=7, __path__=__path__, __spec__=__spec__)\n"
+    (tmp_path / "outer_of_test" / "inner" / "__init__.py").write_text(code)
+    imports.defer(package)
+    held = sys.modules[package]
+    assert held.Heavy == 7 and held.Heavy == 7
+    assert sys.modules[package] is not held and sys.modules["outer_of_test"].inner is sys.modules[package]
 
 
-def test_a_base_is_loaded_without_scipy_s_statistics_and_whoever_asks_for_them_has_them(tmp_path):
-    program = (
-        "import sys\nfrom sdlora import models\nmodels.skeleton('emoji')\n"
-        "assert 'scipy.stats._stats_py' not in sys.modules and 'diffusers.hooks.first_block_cache' not in sys.modules\n"
-        "import scipy.stats\nfrom diffusers.hooks import FirstBlockCacheConfig\nfrom diffusers import EulerDiscreteScheduler\n"
-        "assert scipy.stats.beta.ppf(0.5, 1, 1) == 0.5 and 'diffusers.hooks.first_block_cache' in sys.modules\n"
-        "EulerDiscreteScheduler(use_beta_sigmas=True).set_timesteps(3)\n"
+def test_a_package_whose_code_fails_says_so_each_time(package, tmp_path):
+    (tmp_path / "outer_of_test" / "inner" / "__init__.py").write_text("raise ImportError('no ground')\n")
+    imports.defer(package)
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no ground"):
+            _ = sys.modules[package].Heavy
+
+
+def test_the_collector_rests_inside_and_is_afterwards_as_it_was():
+    assert gc.isenabled()
+    with imports.unswept():
+        assert not gc.isenabled()
+        with imports.unswept():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyError), imports.unswept():
+        raise KeyError
+    assert gc.isenabled()
+
+
+def run(program: str, folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_a_picture_needs_none_of_the_heavy_neighbours_of_its_networks(tmp_path):
+    spared = (
+        "diffusers.hooks.first_block_cache",
+        "diffusers.models.autoencoders.autoencoder_dc",
+        "diffusers.models.transformers.transformer_flux",
+        "diffusers.models.unets.unet_1d",
+        "diffusers.pipelines.stable_diffusion",
+        "matplotlib",
+        "scipy.integrate._quadpack_py",
+        "scipy.ndimage",
+        "scipy.optimize._optimize",
+        "scipy.stats._stats_py",
+        "sdlora.benchmark",
+        "sdlora.data",
+        "sdlora.training",
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    program = f"""
+import sys
+from sdlora.drawing import work
+from sdlora import generation, models
+from sdlora.checkpoints import build
+models.skeleton("emoji")
+assert "diffusers.models.unets.unet_2d_condition" in sys.modules and "transformers.models.clip.modeling_clip" in sys.modules
+found = sorted(sys.modules.keys() & set({spared}))
+assert not found, found
+assert type(sys.modules["transformers.models"]).__name__ == "Deferred", "its list of all models was made"
+"""
+    run(program, tmp_path)
+
+
+def test_whoever_asks_for_what_was_put_off_has_it(tmp_path):
+    program = """
+from sdlora import models
+models.skeleton("emoji")
+import scipy.stats, scipy.optimize
+from scipy import integrate
+assert integrate.quad(lambda x: x, 0, 2)[0] == 2
+from diffusers.hooks import FirstBlockCacheConfig
+from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet1DModel
+from diffusers.models.transformers import Transformer2DModel
+from diffusers.models.unets import UNet2DModel
+import transformers, transformers.models
+from transformers.models import bert
+from transformers import BertConfig
+assert bert.BertConfig is BertConfig and transformers.models.bert is bert
+assert scipy.stats.beta.ppf(0.5, 1, 1) == 0.5
+assert scipy.optimize.linear_sum_assignment([[1, 2], [0, 9]])[1].tolist() == [1, 0]
+assert abs(scipy.optimize.brentq(lambda x: x - 3, 0, 9) - 3) < 1e-9
+EulerDiscreteScheduler(use_beta_sigmas=True).set_timesteps(3)
+assert UNet2DModel.__name__ and UNet1DModel.__name__ and AutoencoderTiny.__name__ and Transformer2DModel.__name__
+"""
+    run(program, tmp_path)

@@ -4,24 +4,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from trainings import FEW, equal, numbers, saved, small
+from trainings import FEW, equal, numbers, saved
 
 from sdlora.errors import SdloraError
 from sdlora.training import draws, loop, maxnorm, optimizers
 from sdlora.training.ema import Average
 
 pytestmark = pytest.mark.usefixtures("aside")
-
-
-@pytest.fixture
-def settings(pictures, tmp_path):
-    return lambda **changes: small(pictures, tmp_path / "run", **changes)
-
-
-@pytest.fixture
-def running(components, pictures, loaded, in_memory):
-    """A function (settings, kind of base or None for the tiny one) -> a Run in memory."""
-    return lambda wanted, kind=None: in_memory(wanted, loaded(kind) if kind else components, pictures)
 
 
 @pytest.fixture
@@ -46,11 +35,11 @@ VARIANTS = [{"optimizer": {"name": name}} for name in optimizers.KINDS] + [
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(variant, settings, running, quadratic, tmp_path):
+def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(variant, small_training, running, quadratic, tmp_path):
     name = variant.get("optimizer", {}).get("name", "adamw")
     if not optimizers.installed(name):
         pytest.skip(optimizers.missing(name))
-    wanted = settings(**FEW | variant)
+    wanted = small_training(**FEW | variant)
     whole = running(wanted)
     start = numbers(whole)
     steps = list(loop.steps(whole))
@@ -67,17 +56,17 @@ def test_a_run_that_is_saved_and_loaded_goes_on_bit_for_bit(variant, settings, r
     assert equal(numbers(second), expected) and equal(saved(second), result)
 
 
-def test_a_rate_that_is_found_is_told(settings, running, quadratic):
+def test_a_rate_that_is_found_is_told(small_training, running, quadratic):
     pytest.importorskip("prodigyopt")
-    run = running(settings(**FEW, optimizer={"name": "prodigy", "d0": 1e-4}))
+    run = running(small_training(**FEW, optimizer={"name": "prodigy", "d0": 1e-4}))
     told = [step.learning_rate for step in loop.steps(run)]
     group = run.optimizer.param_groups[0]
     assert told[-1] == pytest.approx(group["lr"] * group["d"]) and group["d"] > 1e-4, "it has grown"
 
 
-def test_schedule_free_saves_its_average_and_saving_changes_nothing(settings, running, quadratic):
+def test_schedule_free_saves_its_average_and_saving_changes_nothing(small_training, running, quadratic):
     pytest.importorskip("schedulefree")
-    run = running(settings(**FEW, optimizer={"name": "schedulefree"}))
+    run = running(small_training(**FEW, optimizer={"name": "schedulefree"}))
     list(loop.steps(run, 5))
     before = numbers(run)
     found = saved(run)
@@ -90,8 +79,8 @@ def test_schedule_free_saves_its_average_and_saving_changes_nothing(settings, ru
     assert not equal(found, before)
 
 
-def test_the_average_is_its_formula_and_is_what_is_saved(settings, running, quadratic):
-    run = running(settings(**FEW, ema={"decay": 0.6}))
+def test_the_average_is_its_formula_and_is_what_is_saved(small_training, running, quadratic):
+    run = running(small_training(**FEW, ema={"decay": 0.6}))
     expected = [p.double() for p in numbers(run)]
     for step in loop.steps(run):
         d = min(0.6, (1 + step.number) / (10 + step.number))
@@ -128,8 +117,8 @@ def test_lion_is_its_formula():
     torch.testing.assert_close(p.detach().double(), w, rtol=1e-5, atol=1e-6)
 
 
-def test_lora_plus_and_block_rates_are_groups_of_their_own(settings, running):
-    run = running(settings(learning_rate=1e-3, lora_plus=16.0, rates={"unet.mid": 0.5}, targets=["attention", "text_attention"]))
+def test_lora_plus_and_block_rates_are_groups_of_their_own(small_training, running):
+    run = running(small_training(learning_rate=1e-3, lora_plus=16.0, rates={"unet.mid": 0.5}, targets=["attention", "text_attention"]))
     assert sorted(run.rates) == sorted([1e-3, 16e-3, 5e-4, 8e-3, 5e-4, 8e-3])
     rate_of = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
     for name, update in run.carriers.items():
@@ -138,15 +127,15 @@ def test_lora_plus_and_block_rates_are_groups_of_their_own(settings, running):
     assert len(rate_of) == len(run.parameters)
 
 
-def test_no_update_outgrows_the_norm_that_is_asked_for(settings, running, quadratic):
-    run = running(settings(**FEW, max_norm=0.02, learning_rate=0.1))
+def test_no_update_outgrows_the_norm_that_is_asked_for(small_training, running, quadratic):
+    run = running(small_training(**FEW, max_norm=0.02, learning_rate=0.1))
     list(loop.steps(run))
     norms = [update.norm for update in run.adapter().layers.values()]
     assert max(norms) == pytest.approx(0.02, rel=1e-5) and all(norm <= 0.02 * (1 + 1e-5) for norm in norms)
 
 
-def test_max_norm_scales_a_and_b_as_kohya_does(settings, running):
-    run = running(settings(**FEW))
+def test_max_norm_scales_a_and_b_as_kohya_does(small_training, running):
+    run = running(small_training(**FEW))
     (trained, *_) = run.carriers.values()
     with torch.no_grad():
         for p in trained.parameters():
@@ -161,11 +150,11 @@ def test_max_norm_scales_a_and_b_as_kohya_does(settings, running):
 
 
 @pytest.mark.parametrize("name", list(optimizers.KINDS))
-def test_layers_that_no_gradient_reaches_are_saved_as_they_are(name, settings, running, tmp_path):
+def test_layers_that_no_gradient_reaches_are_saved_as_they_are(name, small_training, running, tmp_path):
     """With clip_skip = 2 the text encoder's last layer has no part in the loss."""
     if not optimizers.installed(name):
         pytest.skip(optimizers.missing(name))
-    wanted = settings(optimizer={"name": name}, targets=["text_attention"], clip_skip=2, steps=2, batch_size=1)
+    wanted = small_training(optimizer={"name": name}, targets=["text_attention"], clip_skip=2, steps=2, batch_size=1)
     run = running(wanted)
     before = numbers(run)
     list(loop.steps(run))
@@ -181,30 +170,30 @@ def test_layers_that_no_gradient_reaches_are_saved_as_they_are(name, settings, r
 PRODIGY, FREE = {"name": "prodigy"}, {"name": "schedulefree"}
 
 
-def test_an_optimizer_that_is_not_installed_is_told_with_the_line_that_installs_it(settings, monkeypatch):
+def test_an_optimizer_that_is_not_installed_is_told_with_the_line_that_installs_it(small_training, monkeypatch):
     monkeypatch.setattr(optimizers, "find_spec", lambda module: None)
     with pytest.raises(SdloraError, match="needs a package that is not installed: pip install lion-pytorch"):
-        settings(optimizer={"name": "lion"})
+        small_training(optimizer={"name": "lion"})
     with pytest.raises(SdloraError, match="pip install prodigyopt"):
         optimizers.build([], "prodigy")
 
 
-def test_rates_that_are_found_begin_at_1_and_lions_is_smaller(settings):
+def test_rates_that_are_found_begin_at_1_and_lions_is_smaller(small_training):
     pytest.importorskip("prodigyopt")
-    found = settings(optimizer=PRODIGY).settled()
+    found = small_training(optimizer=PRODIGY).settled()
     assert (found.learning_rate, found.text_learning_rate, found.schedule) == (1.0, 1.0, "cosine")
-    assert settings(optimizer={"name": "lion"}).settled().learning_rate == pytest.approx(4e-4)
-    assert settings(optimizer=FREE).settled().schedule == "constant"
+    assert small_training(optimizer={"name": "lion"}).settled().learning_rate == pytest.approx(4e-4)
+    assert small_training(optimizer=FREE).settled().schedule == "constant"
 
 
 @pytest.mark.parametrize("name", list(optimizers.KINDS))
-def test_every_optimizer_learns_a_low_rank_matrix_at_its_default_rate(name, settings):
+def test_every_optimizer_learns_a_low_rank_matrix_at_its_default_rate(name, small_training):
     """300 steps with the settings' own warm-up and schedule, A random and B zero, as a training begins."""
     if not optimizers.installed(name):
         pytest.skip(optimizers.missing(name))
     from sdlora.training import schedule
 
-    settled = settings(optimizer={"name": name}, steps=300, warmup=10).settled()
+    settled = small_training(optimizer={"name": name}, steps=300, warmup=10).settled()
     g = torch.Generator().manual_seed(0)
     goal = torch.randn(24, 2, generator=g) @ torch.randn(2, 24, generator=g) / 24
     a, b = torch.nn.Parameter(torch.randn(2, 24, generator=g) / 2), torch.nn.Parameter(torch.zeros(24, 2))

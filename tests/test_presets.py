@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
+import folders
 import pytest
 import torch
 from checkpoint_models import hollow_file
-from PIL import Image
 
 from sdlora import config as files
 from sdlora import models
@@ -27,11 +27,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i in range(12):
-        Image.new("RGB", (96 + 8 * i, 96), (i, 2 * i, 9 * i)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"zorbot, number {i}, outdoors")
-    return folder
+    return folders.pictures(tmp_path_factory.mktemp("pictures"), [(96 + 8 * i, 96) for i in range(12)], "zorbot, number {}, outdoors")
 
 
 def preset(name: str, base, pictures: Path, output: Path) -> TrainConfig:

@@ -13,7 +13,7 @@ from sdlora.prompts.attention import END_OF_CHUNK
 from sdlora.prompts.library import find, listed
 from sdlora.strength import Strength, parse
 
-law = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+law = settings(max_examples=200)
 WORDS = ("a", "cat", " ", "(", ")", "[", "]", ":", "|", "\\", "1.3", ":1.3)", "3", ":3]", ":.5]", ",", "BREAK", " AND ", "\n", "<", ">")
 prompts = st.one_of(st.text(), st.lists(st.sampled_from(WORDS), max_size=14).map("".join))
 

@@ -14,7 +14,7 @@ from sdlora.prompts.encode import chunks_of, marks_of
 
 START, END, COMMA = 98, 99, 7
 MARKS = Marks(START, END, COMMA)
-law = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+law = settings(max_examples=150)
 
 
 def bodies(*spans, marks: Marks = MARKS, backtrack: int = 20) -> list[list[int]]:

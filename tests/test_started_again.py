@@ -5,9 +5,9 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from folders import picture
 from PIL import Image
 from pydantic import ValidationError
 
@@ -22,16 +22,10 @@ from sdlora.training.layout import Layout
 HOUR = 3600.0
 
 
-def picture(path: Path, seed: int) -> None:
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)).save(path)
-    path.with_suffix(".txt").write_text(f"picture {seed}, sks style")
-
-
 @pytest.fixture
 def config(tmp_path, tiny_base):
     folders = {name: tmp_path / name for name in ("pictures", "held")}
     for number, folder in enumerate(folders.values()):
-        folder.mkdir()
         for i in range(2):
             picture(folder / f"{i}.png", 10 * number + i)
 

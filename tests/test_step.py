@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainings import FEW, equal, numbers, small
+from trainings import FEW, equal, numbers
 
 from sdlora import apply, generation, training
 from sdlora.data import Cache
@@ -12,17 +12,6 @@ from sdlora.errors import SdloraError
 from sdlora.training import draws, loop, session
 from sdlora.training.batches import batches
 from sdlora.training.guard import WINDOW, Guard
-
-
-@pytest.fixture
-def settings(pictures, tmp_path):
-    return lambda **changes: small(pictures, tmp_path / "run", **changes)
-
-
-@pytest.fixture
-def running(components, pictures, loaded, in_memory):
-    """A function (settings, kind of base or None for the tiny one) -> a Run in memory."""
-    return lambda wanted, kind=None: in_memory(wanted, loaded(kind) if kind else components, pictures)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +23,8 @@ def running(components, pictures, loaded, in_memory):
     ],
     ids=str,
 )
-def test_what_is_drawn_depends_on_the_step_alone(variant, settings, running, tmp_path):
-    wanted = settings(**FEW | variant | {"steps": 3, "accumulate": 2, "batch_size": 1})
+def test_what_is_drawn_depends_on_the_step_alone(variant, small_training, running, tmp_path):
+    wanted = small_training(**FEW | variant | {"steps": 3, "accumulate": 2, "batch_size": 1})
     whole = running(wanted)
     list(loop.steps(whole))
     expected = numbers(whole)
@@ -47,7 +36,7 @@ def test_what_is_drawn_depends_on_the_step_alone(variant, settings, running, tmp
     second.load_state(tmp_path / "state.pt")
     list(loop.steps(second))
     assert equal(numbers(second), expected)
-    plain = running(settings(**FEW, steps=3, accumulate=2, batch_size=1))
+    plain = running(small_training(**FEW, steps=3, accumulate=2, batch_size=1))
     list(loop.steps(plain))
     assert not equal(numbers(plain), expected), "the settings do something"
 
@@ -74,12 +63,12 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean():
     assert set(kept) == {0.0, 1.0} and sum(kept) / 400 == pytest.approx(0.75, abs=0.07), "a layer that stays is not made larger"
 
 
-def test_dropout_meets_the_same_gate_when_activations_are_computed_twice(settings, running):
+def test_dropout_meets_the_same_gate_when_activations_are_computed_twice(small_training, running):
     from sdlora.training import placement
 
     found = []
     for twice in (False, True):
-        run = running(settings(dropout={"network": 0.2, "rank": 0.2, "module": 0.2}, gradient_checkpointing=twice))
+        run = running(small_training(dropout={"network": 0.2, "rank": 0.2, "module": 0.2}, gradient_checkpointing=twice))
         with torch.no_grad():
             for i, p in enumerate(run.parameters):
                 p += 0.05 * draws.normal(tuple(p.shape), 0, "test", i)
@@ -90,30 +79,30 @@ def test_dropout_meets_the_same_gate_when_activations_are_computed_twice(setting
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6 * found[0].abs().max().item())
 
 
-def test_the_input_has_more_noise_than_the_target_knows_of(settings, running):
-    one, other = (running(settings(**FEW, noise={"input_perturbation": gamma})) for gamma in (0.1, 0.2))
+def test_the_input_has_more_noise_than_the_target_knows_of(small_training, running):
+    one, other = (running(small_training(**FEW, noise={"input_perturbation": gamma})) for gamma in (0.1, 0.2))
     first, second = (batches(run.sources, run.config, 0, 1000)[0] for run in (one, other))
     assert torch.equal(first.noise, second.noise)
     torch.testing.assert_close(2 * first.extra, second.extra)
     assert first.extra.std().item() == pytest.approx(0.1, rel=0.1)
 
 
-def test_timesteps_stay_in_their_range(settings, running):
-    run = running(settings(**FEW, timesteps={"min": 200, "max": 300}))
+def test_timesteps_stay_in_their_range(small_training, running):
+    run = running(small_training(**FEW, timesteps={"min": 200, "max": 300}))
     t = torch.cat([b.timesteps for step in range(50) for b in batches(run.sources, run.config, step, 1000)])
     assert t.min() >= 200 and t.max() < 300 and t.max() - t.min() > 90
 
 
 @pytest.mark.parametrize("beyond", [{"max": 1001}, {"min": 1000}], ids=str)
-def test_timesteps_that_the_base_does_not_have_are_refused(settings, running, beyond):
+def test_timesteps_that_the_base_does_not_have_are_refused(small_training, running, beyond):
     with pytest.raises(SdloraError, match="has 1000: min is at most 999, max at most 1000"):
-        running(settings(**FEW, timesteps=beyond))
-    running(settings(**FEW, timesteps={"min": 999, "max": 1000}))
+        running(small_training(**FEW, timesteps=beyond))
+    running(small_training(**FEW, timesteps={"min": 999, "max": 1000}))
 
 
-def test_zero_terminal_snr_is_trained_recorded_and_sampled_with(settings, running, loaded):
+def test_zero_terminal_snr_is_trained_recorded_and_sampled_with(small_training, running, loaded):
     base = loaded("sd2_v")
-    run = running(settings(**FEW, noise={"zero_snr": True}, resolution=64), "sd2_v")
+    run = running(small_training(**FEW, noise={"zero_snr": True}, resolution=64), "sd2_v")
     assert run.components.alphas_bar[-1] == 0 and base.alphas_bar[-1] > 0
     list(loop.steps(run, 1))
     adapter = run.adapter(training.run.metadata(run))
@@ -129,9 +118,9 @@ def test_zero_terminal_snr_is_trained_recorded_and_sampled_with(settings, runnin
     assert one.tobytes() != other.tobytes(), "the sampler begins at pure noise"
 
 
-def test_zero_terminal_snr_is_refused_for_a_base_that_predicts_epsilon(settings, running):
+def test_zero_terminal_snr_is_refused_for_a_base_that_predicts_epsilon(small_training, running):
     with pytest.raises(SdloraError, match="predicts ε, which of pure noise says nothing"):
-        running(settings(noise={"zero_snr": True}))
+        running(small_training(noise={"zero_snr": True}))
 
 
 def test_a_heavy_tailed_loss_is_no_explosion_and_a_growing_one_is():
@@ -147,23 +136,23 @@ def test_a_heavy_tailed_loss_is_no_explosion_and_a_growing_one_is():
     assert all(Guard(0.0).alarmed(loss) is None for loss in [0.1] * 60 + [100.0] * 60)
 
 
-def test_an_exploding_run_stops_before_the_step_unless_it_is_told_not_to(settings, running, monkeypatch):
+def test_an_exploding_run_stops_before_the_step_unless_it_is_told_not_to(small_training, running, monkeypatch):
     def loss(run, batch):
         return sum(p.square().sum() for p in run.parameters) * 0 + (0.1 if run.step < WINDOW else 5.0)
 
     monkeypatch.setattr(loop, "batch_loss", loss)
-    run = running(settings(**FEW, steps=90, batch_size=1))
+    run = running(small_training(**FEW, steps=90, batch_size=1))
     with pytest.raises(SdloraError, match=r"the loss explodes: .* in step 75 of 90; try a smaller learning_rate, or explosion=0"):
         list(loop.steps(run))
     assert run.step == 74
-    free = running(settings(**FEW, steps=90, batch_size=1, explosion=0.0))
+    free = running(small_training(**FEW, steps=90, batch_size=1, explosion=0.0))
     assert len(list(loop.steps(free))) == 90
 
 
 PRODIGY, FREE = {"name": "prodigy"}, {"name": "schedulefree"}
 
 
-def test_the_mask_of_a_picture_reaches_the_loss(settings, components, pictures, tmp_path):
+def test_the_mask_of_a_picture_reaches_the_loss(small_training, components, pictures, tmp_path):
     """Half of picture 0 is left out: what the U-Net says there has no part in the loss, or as much as the settings want."""
     import shutil
 
@@ -176,7 +165,7 @@ def test_the_mask_of_a_picture_reaches_the_loss(settings, components, pictures, 
     Image.fromarray(half).save(tmp_path / "masked" / "0-masklabel.png")
 
     def batch(**loss):
-        wanted = settings(images=str(tmp_path / "masked"), masks="files", loss=loss, batch_size=3, steps=1, min_snr=0.0)
+        wanted = small_training(images=str(tmp_path / "masked"), masks="files", loss=loss, batch_size=3, steps=1, min_snr=0.0)
         fitted = session.fitted(wanted.settled(), components)
         made = sources.made(sources.gathered(fitted), components, fitted, Cache(), tmp_path, None, lambda line: None)
         (found,) = batches(made, fitted, 0, 1000)

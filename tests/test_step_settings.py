@@ -3,23 +3,11 @@
 import math
 
 import pytest
-from trainings import FEW, small
+from trainings import FEW
 
 from sdlora import config, files, training
 from sdlora.errors import SdloraError
 from sdlora.training import TrainConfig, optimizers
-
-
-@pytest.fixture
-def settings(pictures, tmp_path):
-    return lambda **changes: small(pictures, tmp_path / "run", **changes)
-
-
-@pytest.fixture
-def running(components, pictures, loaded, in_memory):
-    """A function (settings, kind of base or None for the tiny one) -> a Run in memory."""
-    return lambda wanted, kind=None: in_memory(wanted, loaded(kind) if kind else components, pictures)
-
 
 PRODIGY, FREE = {"name": "prodigy"}, {"name": "schedulefree"}
 
@@ -64,9 +52,9 @@ PRODIGY, FREE = {"name": "prodigy"}, {"name": "schedulefree"}
     ],
     ids=str,
 )
-def test_settings_that_contradict_or_do_nothing_are_refused_with_the_reason(settings, changes, words):
+def test_settings_that_contradict_or_do_nothing_are_refused_with_the_reason(small_training, changes, words):
     with pytest.raises(SdloraError) as caught:
-        settings(**changes)
+        small_training(**changes)
     assert words in str(caught.value), caught.value
     assert "\n" not in str(caught.value)
 
@@ -81,28 +69,28 @@ def test_settings_that_contradict_or_do_nothing_are_refused_with_the_reason(sett
     ],
     ids=str,
 )
-def test_the_settings_a_run_writes_down_are_read_again_as_the_same(settings, changes, tmp_path, monkeypatch):
+def test_the_settings_a_run_writes_down_are_read_again_as_the_same(small_training, changes, tmp_path, monkeypatch):
     monkeypatch.setattr(optimizers, "installed", lambda name: True)
-    settled = settings(**changes).settled()
+    settled = small_training(**changes).settled()
     (tmp_path / "config.toml").write_text(config.dumps(settled))
     again = config.load(TrainConfig, tmp_path / "config.toml")
     assert again == settled and again.settled() == settled
 
 
-def test_the_plan_tells_what_is_not_usual(settings):
+def test_the_plan_tells_what_is_not_usual(small_training):
     from sdlora.training import words
 
-    usual = settings(warmup=10).settled()
+    usual = small_training(warmup=10).settled()
     assert (words.schedule(usual), words.loss(usual)) == ("then a cosine to 0", "Min-SNR 5, stratified timesteps")
     tables = {"noise": {"offset": 0.05}, "timesteps": {"max": 500}, "ema": {"decay": 0.99}, "dropout": {"rank": 0.1}}
-    other = settings(**tables, schedule="wsd", loss={"kind": "huber", "weighting": "p2"}, lora_plus=4.0, stratified=False).settled()
+    other = small_training(**tables, schedule="wsd", loss={"kind": "huber", "weighting": "p2"}, lora_plus=4.0, stratified=False).settled()
     assert words.loss(other) == "P2 huber, timesteps from 0 up to 500, noise offset 0.05"
     ends = "then constant, and over the last 20 % to 0; B 4 times as fast as A; average with decay 0.99; dropout 0 of numbers, "
     assert words.schedule(other) == ends + "0.1 of ranks, 0 of layers"
 
 
-def test_the_header_says_how_the_step_was_made(settings, running):
-    run = running(settings(**FEW, loss={"kind": "huber", "weighting": "debiased"}, noise={"offset": 0.05}, max_norm=1.0))
+def test_the_header_says_how_the_step_was_made(small_training, running):
+    run = running(small_training(**FEW, loss={"kind": "huber", "weighting": "debiased"}, noise={"offset": 0.05}, max_norm=1.0))
     head = training.run.metadata(run)
     expected = {"loss_type": "huber", "huber_schedule": "snr", "debiased_estimation": "True", "min_snr_gamma": "None"}
     expected |= {"noise_offset": "0.05", "scale_weight_norms": "1.0", "zero_terminal_snr": "False", "optimizer": "adamw"}

@@ -14,7 +14,7 @@ from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
 from sdlora.strength import BLOCKS, COMPONENTS, Piece, Strength, constant, governs, parse, strength
 
-law = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+law = settings(max_examples=150)
 
 TO_Q = "transformer_blocks.0.attn1.to_q"
 DOWN, MID, UP = f"unet.down_blocks.1.attentions.0.{TO_Q}", f"unet.mid_block.attentions.0.{TO_Q}", f"unet.up_blocks.1.attentions.2.{TO_Q}"

@@ -1,23 +1,20 @@
 """From a folder to batches: nothing is encoded twice or stale, and what a picture's n-th showing is depends on nothing else."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import LONG
 from nasty import scene
 from PIL import Image
+from trainings import Crash, crashing, sha
 
 from sdlora import apply, conditioning, latents, training
-from sdlora.data import Cache, fingerprint
-from sdlora.data.encode import embedding
+from sdlora.data import Cache
 from sdlora.data.weights import weights_hash
 from sdlora.errors import SdloraError
-from sdlora.prompts import encode as generation_encode
-from sdlora.training import TrainConfig, batches, metrics, session, sources, text
-
-LONG = "a cat face, flat emoji, " * 12 + "a robot"  # two chunks of 75 tokens
+from sdlora.training import TrainConfig, batches, session, sources
 
 
 @pytest.fixture
@@ -230,124 +227,19 @@ def test_masks_are_cut_and_mirrored_as_their_pictures_are(config, prepared, pict
     assert all(batch.masks is None for batch in all_batches(prepared, config(masks="alpha"))), "nothing is transparent"
 
 
-def test_long_captions_are_read_in_chunks_as_prompts_are(components, loaded):
-    for base in (components, loaded("sdxl")):
-        sdxl = len(base.text_encoders) > 1
-        for caption in ("a cat", LONG):
-            skip, norm = (2, False) if sdxl else (1, True)
-            parts = [
-                generation_encode(tokenizer, encoder, [caption], skip, "None", norm)
-                for tokenizer, encoder in zip(base.tokenizers, base.text_encoders, strict=True)
-            ]
-            ours = embedding(caption, base, Cache())
-            torch.testing.assert_close(ours.context, torch.cat([part.context for part in parts], -1), rtol=1e-4, atol=1e-5)
-            if sdxl:
-                torch.testing.assert_close(ours.pooled, parts[-1].pooled, rtol=1e-4, atol=1e-5)
-        assert embedding(LONG, base, Cache()).context.shape[1] == 154 and embedding(LONG, base, Cache(), chunks=1).context.shape[1] == 77
-    short = conditioning.encode_text(components, ["a cat"]).context
-    torch.testing.assert_close(embedding("a cat", components, Cache()).context, short, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", [None, "sdxl"])
-def test_a_caption_is_told_the_same_whatever_stands_beside_it(components, loaded, kind):
-    base = loaded(kind) if kind else components
-    x, t = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([500])
-    ids = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
-    both = text.cached(["a dog", LONG], base, Cache())(["a dog", LONG])
-    assert both.mask.sum(1).tolist() == [77, 154]
-    with torch.no_grad():
-        together = conditioning.predict(base.unet, x.expand(2, -1, -1, -1), t.expand(2), both, ids.expand(2, -1))
-        alone = [conditioning.predict(base.unet, x, t, embedding(caption, base, Cache()), ids) for caption in ("a dog", LONG)]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
-    assert (alone[0] - alone[1]).abs().max() > 1e-3
-
-
-def test_text_encoders_that_learn_read_long_captions_as_the_cached_ones_do(loaded):
-    base, captions = loaded("sdxl"), ["a dog", LONG, None, "a dog"]
-    known = [caption for caption in captions if caption]
-    anew, kept = text.encoded(known, base)(captions), text.cached(known, base, Cache())(captions)
-    torch.testing.assert_close(anew.context * anew.mask[..., None], kept.context, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(anew.pooled, kept.pooled, rtol=1e-4, atol=1e-5)
-
-
-def test_clip_skip_is_generations(components, loaded):
-    (tokenizer,), (encoder,) = components.tokenizers, components.text_encoders
-    expected = generation_encode(tokenizer, encoder, ["a cat"], 2, "None").context
-    torch.testing.assert_close(embedding("a cat", components, Cache(), clip_skip=2).context, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(embedding(None, components, Cache(), 2).context, embedding(None, components, Cache()).context)
-    with pytest.raises(SdloraError, match="clip_skip is 9; this text encoder has"):
-        embedding("a cat", components, Cache(), clip_skip=9)
-    with pytest.raises(SdloraError, match="clip_skip is 3; Stable Diffusion XL"):
-        embedding("a cat", loaded("sdxl"), Cache(), clip_skip=3)
-
-
 EVERYTHING = {"shuffle_tags": True, "tag_dropout": 0.2, "caption_dropout": 0.2, "flip": True, "crop": "random", "resolution": (32, 64)}
 
 
 @pytest.mark.parametrize("targets", [("attention",), ("text_attention",)])
-def test_with_everything_on_a_run_that_crashed_ends_like_one_that_did_not(config, components, tmp_path, monkeypatch, targets, pictures):
-    class Crash(Exception):
-        pass
-
+def test_with_everything_on_a_run_that_crashed_ends_like_one_that_did_not(config, components, tmp_path, targets, pictures):
     (pictures / "2.txt").write_text(LONG)
 
     def train(name: str) -> Path:
         settings = config(output=tmp_path / name, save_every=2, targets=targets, cache=str(tmp_path / "cache"), **EVERYTHING)
         return training.train(settings, progress=False, components=components)
 
-    whole, real = train("whole"), metrics.append
-
-    def append(path, step):
-        real(path, step)
-        if step.number == 3:
-            raise Crash
-
-    monkeypatch.setattr(metrics, "append", append)
-    with pytest.raises(Crash):
+    whole = train("whole")
+    with crashing(3), pytest.raises(Crash):
         train("broken")
-    monkeypatch.undo()
-    assert hashlib.sha256(train("broken").read_bytes()).digest() == hashlib.sha256(whole.read_bytes()).digest()
+    assert sha(train("broken")) == sha(whole)
     apply.eject(components.modules)
-
-
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"keep_tokens": 2}, "keep_tokens has no effect without shuffle_tags or tag_dropout"),
-        ({"caption_variants": 2}, "caption_variants has no effect"),
-        ({"crops": 2}, 'crops has no effect without crop = "random"'),
-        ({"buckets": {"on": False, "step": 64}}, "buckets.step has no effect without buckets"),
-        ({"buckets": {"smallest": 64, "largest": 32}}, "buckets.smallest is 64 and buckets.largest 32"),
-        ({"buckets": {"smallest": 64}}, "resolution 32 does not lie between them"),
-        ({"resolution": (32, 32)}, "resolution is .* several different ones"),
-        ({"insert_trigger": True}, "insert_trigger has nothing to insert"),
-        ({"loss": {"unmasked_weight": 0.5}}, "loss.unmasked_weight has no effect with masks=off"),
-        ({"background": "whyte"}, "'whyte' is no colour"),
-        ({"cache": "shard"}, "'shard' is unknown; did you mean shared"),
-        ({"folders": ({"path": "a"}, {"path": "a/"})}, "two tables .* have the path 'a'"),
-    ],
-)
-def test_data_settings_that_contradict_or_do_nothing_are_refused(config, changes, words):
-    with pytest.raises(ValueError, match=words):
-        config(**changes)
-
-
-def test_tables_of_folders_are_read_from_toml_checked_and_written_again(tmp_path):
-    from sdlora import config as settings_files
-
-    path = tmp_path / "a.toml"
-    path.write_text('images = "in"\noutput = "out"\n[[folders]]\npath = "one"\nrepeats = 3\n[[folders]]\npath = "two"\ntrigger = "zwx"\n')
-    found = settings_files.load(TrainConfig, path)
-    assert [(folder.path, folder.repeats, folder.trigger) for folder in found.folders] == [("one", 3, ""), ("two", None, "zwx")]
-    path.write_text(settings_files.dumps(found))
-    assert settings_files.load(TrainConfig, path) == found
-    with pytest.raises(SdloraError, match="unknown setting folders.repeat .*did you mean folders.repeats"):
-        settings_files.load(TrainConfig, path, ['folders=[{path="a", repeat=2}]'])
-
-
-def test_the_fingerprint_of_a_run_knows_what_its_folders_say(config, components, pictures, tmp_path):
-    settings = {"steps": 1, "folders": ({"path": ".", "repeats": 2},)}
-    training.train(config(**settings), progress=False, components=components)
-    with pytest.raises(SdloraError, match="the images changed since the run in .* began"):
-        training.train(config(**settings | {"folders": ({"path": ".", "repeats": 3},)}), progress=False, components=components)
-    assert len(fingerprint(sources.gathered(config()).examples)) == 64

@@ -1,6 +1,5 @@
 """Training of SD 2.x and SDXL: the loss, the parts, resuming, memory; and the trained adapter in stock diffusers with PEFT."""
 
-import hashlib
 from pathlib import Path
 
 import folders
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from trainings import Crash, crashing, sha
 
 from sdlora import apply, conditioning, files, models, training
 from sdlora.data import Cache
@@ -17,7 +17,7 @@ from sdlora.data.encode import embedding
 from sdlora.data.pictures import extent
 from sdlora.errors import SdloraError
 from sdlora.layers import named_layers
-from sdlora.training import TrainConfig, batches, loop, metrics, planning
+from sdlora.training import TrainConfig, batches, loop, planning
 
 TEXT = ("attention", "text_attention", "text_attention_2")
 
@@ -177,32 +177,17 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(config, runni
     assert results[1][2] >= 2 * results[0][2] - 1, "what is not kept is computed twice"  # SDXL does not use the very last layer
 
 
-def sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @pytest.mark.parametrize(
     "kind, changes", [("sdxl", {"targets": TEXT, "caption_dropout": 0.3}), ("sd2_v", {}), ("sd1", {"precision": "fp16"})]
 )
-def test_a_run_that_crashed_ends_in_the_bytes_of_one_that_did_not(config, loaded, tmp_path, monkeypatch, kind, changes):
-    class Crash(Exception):
-        pass
-
+def test_a_run_that_crashed_ends_in_the_bytes_of_one_that_did_not(config, loaded, tmp_path, kind, changes):
     def train(name: str) -> Path:
         settings = config(output=tmp_path / name, steps=4, save_every=2, **changes)
         return training.train(settings, progress=False, components=loaded(kind))
 
-    whole, real = train("whole"), metrics.append
-
-    def append(path, step):
-        real(path, step)
-        if step.number == 3:
-            raise Crash
-
-    monkeypatch.setattr(metrics, "append", append)
-    with pytest.raises(Crash):
+    whole = train("whole")
+    with crashing(3), pytest.raises(Crash):
         train("broken")
-    monkeypatch.undo()
     assert sha(train("broken")) == sha(whole)
 
 

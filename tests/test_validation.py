@@ -1,14 +1,13 @@
 """The validation loss: always the same question, and asking it changes nothing."""
 
-import hashlib
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from folders import picture
+from trainings import sha
 
 from sdlora import conditioning, files, training
 from sdlora.data import Cache, encode, scan
@@ -16,12 +15,6 @@ from sdlora.data.folder import Example
 from sdlora.errors import SdloraError
 from sdlora.training import TrainConfig, draws, heldout, planning, validation
 from sdlora.training.layout import Layout
-
-
-def picture(path: Path, seed: int) -> None:
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)).save(path)
-    path.with_suffix(".txt").write_text(f"picture {seed}, sks style")
 
 
 @pytest.fixture
@@ -50,10 +43,6 @@ def test_of_several_captions_runs_with_other_seeds_are_validated_with_the_same(f
     configs = [TrainConfig(**usual, seed=seed).settled() for seed in range(6)]
     found = [heldout.encoded(held, components, config, Cache(), print).source.data.rows[0].wordings[0] for config in configs]
     assert len(set(found)) == 1 and found[0] in held[0].captions
-
-
-def sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_training_that_is_validated_is_the_one_that_is_not(train, folder):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdlora.apply.rows import Gathered, Rows, by_setting, expanded
+from sdlora.errors import SdloraError
 from sdlora.layers import finite, pair
 from sdlora.matching import weight_of
 
@@ -32,8 +33,8 @@ class First:
         self.scales = torch.tensor([scale for _, scale in columns], dtype=torch.float64)
         ends = list(accumulate((sum(update.rank for _, update in own) for own in parts), initial=0))
         self.spans = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]  # which columns are which layer's
-        self.strengths = torch.empty(0)  # (Σr,) fp32: a part of the Stack's vector
-        self.rows: Rows | None = None  # in place of the vector
+        self.strengths = torch.empty(0)  # (rows or 1, Σr) fp32: η α / r, a part of the Stack's vectors
+        self.rows: Rows | None = None  # where they are not all rows' own
         self.gathered: Gathered | None = None  # what `rows` mean here, made at the first call
         self.b = [torch.cat([update.b for _, update in own], dim=1).to(weight.device, weight.dtype) for own in parts]  # (out, Σr, …) each
         self.seen: tuple[Tensor, Any] | None = None  # the last input and its first product
@@ -104,7 +105,7 @@ class Joined:
 
     @property
     def strengths(self) -> Tensor:
-        return self.first.strengths[self.first.spans[self.member]]
+        return self.first.strengths[:, self.first.spans[self.member]]
 
     def change(self, active: bool) -> None:
         self.active, self.delta = active, None
@@ -124,8 +125,11 @@ class Joined:
             h = self.first.product(x, self.member)
             output.view(-1, output.shape[-1]).addmm_(h.view(-1, h.shape[-1]), self.b.t())  # into the layer's fresh output
             return output
-        s = self.strengths.to(x.device)
-        return output + pair(layer, x, self.a, self.b, expanded(s, layer, x)).to(output.dtype)
+        return self.with_pair(layer, x, output)
+
+    def with_pair(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        s = expanded(self.strengths.to(x.device), layer, x)
+        return output + pair(layer, x, self.a, self.b, s).to(output.dtype)
 
     def with_delta(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         if self.delta is None or self.delta.device != x.device:
@@ -137,11 +141,12 @@ class Joined:
         return output
 
     def by_rows(self, rows: Rows, layer: nn.Module, x: Tensor, output: Tensor, plain: bool) -> Tensor:
-        rows.check(x)
-        if not plain:
-            s = rows.strengths(self.first)[:, self.first.spans[self.member]].to(x.device)
-            return output + pair(layer, x, self.a, self.b, expanded(s, layer, x)).to(output.dtype)
-        if x.dim() == 3 and len(x) == len(rows.etas) and isinstance(layer, nn.Linear):
+        count = len(self.first.strengths)
+        if count > 1 and len(x) not in (1, count):
+            raise SdloraError(f"the model is called with {len(x)} rows, and strengths are set for {count}; see Stack.set_rows")
+        if not plain:  # nothing of `rows` is looked at: a compiled model would be compiled again for others
+            return self.with_pair(layer, x, output)
+        if x.dim() == 3 and len(x) == count and isinstance(layer, nn.Linear):
             return self.first.add_rows(x, output, self.member)
         return by_setting(rows, self.first, self.member, layer, x, output)
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdlora.errors import SdloraError
 from sdlora.layers import pair
 
 if TYPE_CHECKING:
@@ -85,17 +84,9 @@ class Rows:
     etas: tuple[tuple[float, ...], ...]  # (rows, k); a single one is every row's
     selection: Selection
 
-    def check(self, x: Tensor) -> None:
-        if len(self.etas) > 1 and len(x) not in (1, len(self.etas)):
-            raise SdloraError(f"the model is called with {len(x)} rows, and strengths are set for {len(self.etas)}; see Stack.set_rows")
-
-    def strengths(self, first: First) -> Tensor:
-        """(rows, Σr) fp32: η α / r."""
-        return (torch.tensor(self.etas, dtype=torch.float64)[:, first.owners] * first.scales).float()
-
     def gathered(self, first: First) -> Gathered:
         columns = self.selection.columns(first)
-        every = self.strengths(first).to(first.a.device)
+        every = first.strengths.to(first.a.device)
         times = len(every) // len(columns.index)
         return Gathered(first, columns, every.gather(1, columns.index.repeat(times, 1))[:, None], len(columns.index))
 
@@ -131,22 +122,22 @@ class Gathered:
 
 def by_setting(rows: Rows, first: First, member: int, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
     """For convolutions and vectors: rows with the same strengths together, as they would be alone. One row of x serves all."""
-    span, strengths = first.spans[member], rows.strengths(first)
+    span = first.spans[member]
     one = len(x) < len(rows.etas)
     result = output.expand(len(rows.etas), *output.shape[1:]).clone() if one else output
     for etas in dict.fromkeys(rows.etas):
         of = slice(None) if len(rows.etas) == 1 else [i for i, row in enumerate(rows.etas) if row == etas]
-        own = strengths[rows.etas.index(etas), span]
+        own = first.strengths[rows.etas.index(etas), span]
         used = own.nonzero().flatten().to(x.device)
         if len(used):
-            a, b, s = first.a[span][used], first.b[member][:, used], own.to(x.device)[used]
+            a, b, s = first.a[span][used], first.b[member][:, used], own.to(x.device)[None, used]
             inputs = x if one else x[of]
             result[of] += pair(layer, inputs, a, b, expanded(s, layer, inputs))
     return result
 
 
 def expanded(s: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
-    """Strengths (Σr,) or (rows, Σr) in the shape that multiplies the bottleneck of `layer` for x."""
+    """Strengths (rows or 1, Σr) in the shape that multiplies the bottleneck of `layer` for x."""
     if isinstance(layer, nn.Conv2d):
         return s.view(*s.shape, 1, 1)  # (n, Σr, h, w) has its channels second
-    return s.view(len(s), *(1,) * (x.dim() - 2), -1) if s.dim() == 2 else s
+    return s.view(len(s), *(1,) * (x.dim() - 2), -1)

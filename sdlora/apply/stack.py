@@ -3,7 +3,7 @@
 All updates of a layer are one update of rank Σr: A = [A₁; …; A_k], B = [B₁ … B_k], and between them the bottleneck is
 multiplied by a vector with the entries ηᵢ αᵢ / rᵢ. Only this vector changes with the strengths; the vectors of all layers
 lie in one tensor, so that a change is one copy, whatever the number of layers. Where every row of a batch has strengths of
-its own, a (rows, Σr) matrix takes the vector's place, or each row's own columns of A and B that of all (apply/rows.py).
+its own, the tensor has as many rows, or each row's own columns of A and B stand for all (apply/rows.py).
 """
 
 import re
@@ -36,7 +36,7 @@ class Stack:
         self.layers = dict(layers)
         self.joined: dict[str, Joined] = {}
         self.firsts = [self._first(names) for names in _siblings(layers, adapters)]
-        self.vectors = [Vector(group) for group in _by_device(self.firsts)]
+        self.vectors = [Vectors(group) for group in _by_device(self.firsts)]
         self.current: Etas = ()
         self.wild = {owner for first in self.firsts for owner in first.wild()}
         self.selections: dict[Any, Selection] = {}
@@ -70,10 +70,9 @@ class Stack:
         distinct = set(etas)
         hidden = any(etas[0]) and any(etas[0][i] == 0 for i in self.wild)  # 0 · ∞ would be NaN; columns that are not taken are nothing
         rows = Rows(etas, self._selection(etas)) if len(distinct) > 1 or hidden else None
-        if rows is None:
-            values = torch.tensor(etas[0], dtype=torch.float64)
-            for vector in self.vectors:
-                vector.set(values)
+        values = torch.tensor(etas if rows else etas[:1], dtype=torch.float64)
+        for vectors in self.vectors:
+            vectors.set(values)
         for first in self.firsts:
             first.change(rows)
         used = {i for row in distinct for i, eta in enumerate(row) if eta != 0}
@@ -98,19 +97,25 @@ class Stack:
         forget(self.layers.values())
 
 
-class Vector:
-    """The strengths of all layers on one device, behind one another in one tensor of which each layer sees its part."""
+class Vectors:
+    """The strengths of all layers on one device, behind one another in one tensor of which each layer sees its part.
+
+    It stays the same tensor while the number of its rows does: a compiled model is not compiled again for other numbers in it.
+    """
 
     def __init__(self, group: Sequence[First]):
+        self.group = group
         self.owners = torch.cat([first.owners for first in group])
         self.scales = torch.cat([first.scales for first in group])
-        self.values = torch.zeros(len(self.scales), device=group[0].a.device)  # fp32
-        for first, part in zip(group, self.values.split([len(first.scales) for first in group]), strict=True):
-            first.strengths = part
+        self.values = torch.empty(0, 0)  # (rows, Σr of all layers) fp32
 
     def set(self, etas: Tensor) -> None:
-        """η per adapter, (k,) fp64."""
-        self.values.copy_(self.scales * etas[self.owners])
+        """η per row and adapter, (rows, k) fp64; one row is every row's."""
+        if len(etas) != len(self.values):
+            self.values = torch.empty(len(etas), len(self.scales), device=self.group[0].a.device)
+            for first, part in zip(self.group, self.values.split([len(first.scales) for first in self.group], dim=1), strict=True):
+                first.strengths = part
+        self.values.copy_(self.scales * etas[:, self.owners])
 
 
 def _siblings(layers: Mapping[str, nn.Module], adapters: Sequence[Adapter]) -> list[list[str]]:

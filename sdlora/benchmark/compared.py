@@ -11,7 +11,7 @@ from pathlib import Path
 from sdlora.benchmark import result
 from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.files import kind
-from sdlora.benchmark.names import OVER
+from sdlora.benchmark.names import OVER, PICTURE, STEP
 from sdlora.benchmark.statistics import Comparison
 from sdlora.benchmark.training import config as training_config
 from sdlora.benchmark.training import result as training_result
@@ -67,7 +67,10 @@ def ratios(path: Path) -> Iterator[tuple[str, Comparison]]:
     drawn = result.analyse(result.read(path))
     for one in (*drawn.pairs, *drawn.handling) if drawn else ():
         if theirs(one.against) and not theirs(one.condition):
-            yield one.condition + OVER + one.against, one.comparison
+            name = one.condition + OVER + one.against
+            if one.turns:  # where steps take turns caches are colder: not to be held against pictures on their own
+                yield name + STEP, one.turns
+            yield name + (PICTURE if one.turns else ""), one.comparison
 
 
 def theirs(name: str) -> bool:

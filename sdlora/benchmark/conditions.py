@@ -1,21 +1,27 @@
 """What is compared: a table of ways in which adapters are, or are not, on the model. A new condition is one row."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Protocol
 
 from PIL import Image
 from torch import nn
 
+from sdlora import hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import applied
 from sdlora.benchmark.names import BASE, CONDITION_NAMES, CONTROL
 from sdlora.benchmark.stock import Stock
+from sdlora.benchmark.turns import Pause
 from sdlora.generation import Request, generate
 from sdlora.models import Components
 
-Draw = Callable[[Sequence[Request]], list[Image.Image]]
+
+class Draw(Protocol):
+    def __call__(self, wanted: Sequence[Request], pause: Pause | None = None) -> list[Image.Image]:
+        """The pictures of `wanted`; `pause` is called after every step."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Condition:
     idle: bool = False  # on the model with η = 0
     stock: bool = False  # stock diffusers in place of our generation; its adapters are PEFT's
     own: bool = False  # picture i of a batch has adapter i of `count`, alone and at full strength
+    compiled: bool = False  # the U-Net goes through torch.compile; adapters then have to be fused
 
 
 CONDITIONS = {
@@ -40,6 +47,8 @@ CONDITIONS = {
     "stacked 4": Condition("stacked", "four adapters on the fly", count=4),
     "stacked 8": Condition("stacked", "eight adapters on the fly", count=8),
     "own 8": Condition("stacked", "each picture of a batch with its own adapter, of eight", count=8, own=True),
+    "compiled": Condition(None, "the model without adapter, its U-Net through torch.compile", compiled=True),
+    "fused compiled": Condition("fused", "the adapter summed into the weights, the U-Net through torch.compile", compiled=True),
     "diffusers": Condition(None, "reference: stock diffusers without adapter, same networks, sampler and noise", stock=True),
     "PEFT": Condition("stacked", "reference: the adapter in stock diffusers by load_lora_weights and set_adapters", stock=True),
     "PEFT 4": Condition("stacked", "reference: four adapters in stock diffusers", count=4, stock=True),
@@ -47,18 +56,32 @@ CONDITIONS = {
     "PEFT fused": Condition("fused", "reference: the adapter in stock diffusers after fuse_lora", stock=True),
 }
 assert tuple(CONDITIONS) == CONDITION_NAMES
-DEFAULT = tuple(name for name in CONDITIONS if name not in ("PEFT 4", "own 8"))  # an even number: each follows each other equally often
+SELDOM = ("PEFT 4", "own 8", "compiled", "fused compiled")
+DEFAULT = tuple(name for name in CONDITIONS if name not in SELDOM)  # an even number: each follows each other equally often
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is measured: a model, for each prompt its adapter and that one's companions, and the reference, if there is one."""
+    """What is measured: a model, for each prompt its adapter and that one's companions, and the reference, if there is one.
+
+    The U-Net of the second set, where there is one, is compiled if any condition is; for the others it is then called as it stands.
+    """
 
     components: Components
     adapters: dict[str, tuple[Adapter, ...]]  # by prompt
     strength: float
     batch: int | None  # pictures drawn at a time; None: all of a sample together
     stock: Stock | None
+    second: Components | None = None
+
+    def sets(self, name: str, swapped: bool) -> tuple[Components, Components]:
+        """(where the condition `name` is, where the base is that takes turns with it): two sets that share no tensors."""
+        assert self.second is not None
+        if CONDITIONS[name].stock:
+            return self.components, self.second  # the reference's layers hold the first set's tensors
+        if CONDITIONS[name].compiled or swapped:
+            return self.second, self.components
+        return self.components, self.second
 
     def weighted(self, name: str, prompt: str) -> list[tuple[Adapter, float]]:
         condition = CONDITIONS[name]
@@ -83,35 +106,43 @@ def installed(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def active(subject: Subject, name: str, prompt: str) -> Iterator[Active]:
-    """The model of `subject` under the condition `name`, with the adapters of `prompt`; afterwards it is the base again."""
+def active(subject: Subject, name: str, prompt: str, on: Components | None = None, pack: bool = True) -> Iterator[Active]:
+    """The model of `subject` under the condition `name`, with the adapters of `prompt`; afterwards it is the base again.
+
+    on    the set of networks, the first one by default; what is compiled is on the second, and the reference has layers of its own
+    pack  as for `generate`
+    """
     condition, weighted = CONDITIONS[name], subject.weighted(name, prompt)
     if condition.stock:
         assert subject.stock is not None
         with subject.stock.carrying(weighted, condition.how) as pipeline:
             yield Active(
-                lambda wanted: _in_batches(subject.stock.draw, wanted, subject.batch),  # type: ignore[union-attr]
+                lambda wanted, pause=None: _in_batches(subject.stock.draw, wanted, subject.batch, pause),
                 subject.stock.text_encoders,
                 pipeline.unet,
                 pipeline.vae.decoder,
             )
         return
-    components = subject.components
+    components = on or subject.components
+    if condition.compiled:
+        assert subject.second is not None
+        components = subject.second
     texts = tuple(module for part, module in components.modules.items() if part != "unet")
     own = weighted if condition.own else []
     named = {f"own{i}": adapter for i, (adapter, _) in enumerate(own)}
 
-    def draw(wanted: Sequence[Request]) -> list[Image.Image]:
-        asked = [tagged(request, i, own) for i, request in enumerate(wanted)]
-        pictures = generate(components, asked, apply="stacked", batch=subject.batch or len(wanted), named=named)
+    def draw(wanted: Sequence[Request], pause: Pause | None = None) -> list[Image.Image]:
+        asked, batch = [tagged(request, i, own) for i, request in enumerate(wanted)], subject.batch or len(wanted)
+        after = None if pause is None else lambda state: pause(state.step)
+        pictures = generate(components, asked, apply="stacked", batch=batch, callback=after, named=named, pack=pack)
         return [picture.image for picture in pictures]
 
-    found = Active(draw, texts, components.unet, components.vae.decoder)
-    if condition.how is None or condition.own:
-        yield found
-    else:
-        with applied(components.modules, weighted, condition.how):
-            yield found
+    with ExitStack() as block:
+        if not condition.compiled:
+            block.enter_context(hardware.plain(components.unet))
+        if condition.how is not None and not condition.own:
+            block.enter_context(applied(components.modules, weighted, condition.how))
+        yield Active(draw, texts, components.unet, components.vae.decoder)
 
 
 def tagged(request: Request, number: int, own: Sequence[tuple[Adapter, float]]) -> Request:
@@ -122,6 +153,6 @@ def tagged(request: Request, number: int, own: Sequence[tuple[Adapter, float]]) 
     return replace(request, prompt=f"{request.prompt} <lora:own{i}:{own[i][1]:g}>")
 
 
-def _in_batches(draw: Draw, wanted: Sequence[Request], batch: int | None) -> list[Image.Image]:
+def _in_batches(draw: Draw, wanted: Sequence[Request], batch: int | None, pause: Pause | None) -> list[Image.Image]:
     many = batch or len(wanted)
-    return [image for i in range(0, len(wanted), many) for image in draw(wanted[i : i + many])]
+    return [image for i in range(0, len(wanted), many) for image in draw(wanted[i : i + many], pause)]

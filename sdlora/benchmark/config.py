@@ -5,18 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sdlora.benchmark.names import AGAINST, BASE, COMPARED, CONDITION_NAMES, LATE, OVER, READY, THEIRS
+from sdlora.benchmark.names import AGAINST, ALONE, BASE, CHANGE, CHANGES, COMPARED, CONDITION_NAMES, FIRST, HELP, LATE, OVER, READY, THEIRS
 from sdlora.config import NAME_OR_FOLDER, BaseModelName, NameOrFolder, Settings
 from sdlora.errors import nearest
 
 PROMPTS = ("a cat face, flat emoji", "a rocket, 3d emoji", "a red apple, noto emoji", "a penguin, line drawing")
 LIMITS = {
+    "fused": 1.01,
     "stacked": 1.10,
     "stacked 8": 1.25,
     "base / diffusers": 0.77,  # 1.3 times as many images per second
     f"{READY} / {THEIRS}": 0.1,
     f"{LATE} / {READY}": 1.1,
 }
+SECONDS = {CHANGE: 0.001, CHANGES: 0.001, HELP: 0.3, FIRST: 6.0}
 
 
 class BenchmarkConfig(Settings):
@@ -39,14 +41,17 @@ class BenchmarkConfig(Settings):
     request: dict[str, str | int | float | bool] = {}  # further settings of a picture, as `sdlora.Request` has them
 
     conditions: tuple[str, ...] = ()  # none: all that are installed, PEFT with four adapters left out
+    pairing: Literal["steps", "pictures"] = "steps"  # what takes turns: steps of two pictures drawn at the same time, or whole pictures
     blocks: Annotated[int, Field(ge=2)] = 24  # each draws one prompt and seed under every condition
     runs: tuple[Annotated[int, Field(ge=1)], ...] = ()  # blocks of each prompt, one after the other; in place of `blocks`
-    warmup: Annotated[int, Field(ge=1)] = 2  # steps of the discarded drawing after each switch of condition
-    rounds: Annotated[int, Field(ge=1)] = 3  # of the drawings that tell peak memory and the time of a first picture
+    warmup: Annotated[int, Field(ge=0)] = 2  # steps of the discarded drawing after each switch of condition
+    checked: Annotated[int, Field(ge=1)] | None = None  # steps of the pictures that are compared before the clock starts; None: all
+    rounds: Annotated[int, Field(ge=0)] = 3  # of the drawings that tell peak memory and the time of a first picture
     repeats: Annotated[int, Field(ge=2)] = 20  # of loading, activating, changing the strength and removing
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05  # declared beforehand: ratios in 1 / 1.05 … 1.05 count as equivalent
     margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {"base again": 0.01, "fused": 0.01}  # of single conditions against the base
     limits: dict[str, Annotated[float, Field(gt=0)]] = LIMITS  # aimed at: "a / b" at most this; "a" alone is against the base
+    seconds: dict[str, Annotated[float, Field(gt=0)]] = SECONDS  # aimed at: an operation takes at most so long
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100)] = 10_000  # of the bootstrap
     bound: Annotated[int, Field(ge=0, le=255)] = 2  # grey levels of 255 that stacked and fused may differ in any pixel
@@ -72,10 +77,19 @@ class BenchmarkConfig(Settings):
     def _compared_exists(self) -> "BenchmarkConfig":
         alone = [name for name in CONDITION_NAMES if name != BASE]
         pairs = [one + OVER + other for one, other in (*AGAINST, *COMPARED)]
-        for setting, given, known in (("margins", self.margins, alone), ("limits", self.limits, [*alone, *pairs])):
+        settings = ("margins", self.margins, alone), ("limits", self.limits, [*alone, *pairs]), ("seconds", self.seconds, ALONE)
+        for setting, given, known in settings:
             for name in given:
                 if name not in known:
                     raise ValueError(f"{setting} names {name!r}, which is not measured{nearest(name, known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_take_turns(self) -> "BenchmarkConfig":
+        if self.pairing == "steps" and self.steps < 2:
+            raise ValueError("pairing = steps compares the steps behind the first, and steps is 1; draw more, or set pairing = pictures")
+        if self.pairing == "pictures" and not self.warmup:
+            raise ValueError("warmup is 0, and with pairing = pictures the first step after a switch would be timed; set 1 or more")
         return self
 
     @property

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sdlora import hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import applied
 from sdlora.benchmark.conditions import CONDITIONS, Subject, active
@@ -59,7 +60,11 @@ def conditions(
     images, noises = {}, {}
     for name in dict.fromkeys((BASE, *names)):
         with active(subject, name, prompt) as found:
-            noises[name], images[name] = first_input(found.unet, lambda draw=found.draw: draw(wanted)[-1])  # type: ignore[misc]
+            draw: Callable[[], Image.Image] = lambda draw=found.draw: draw(wanted)[-1]  # type: ignore[misc]  # noqa: E731
+            with hardware.plain(found.unet):  # a compiled graph does not see who looks
+                noises[name], images[name] = first_input(found.unet, draw)
+            if CONDITIONS[name].compiled:
+                images[name] = draw()
     apart = {name: float((noise - noises[BASE]).abs().max()) for name, noise in noises.items()}
     worst = max(apart, key=lambda name: apart[name])
     checks = [Check(f"all {len(apart)} conditions start from the same noise", f"at most {apart[worst]:.1e} apart", apart[worst] <= NOISE)]
@@ -75,11 +80,12 @@ def conditions(
 
 
 def twin_of(subject: Subject, name: str, prompt: str, wanted: Sequence[Request], base: Image.Image) -> Image.Image | None:
-    """The same by other means: our fused weights; the base itself for stock diffusers without adapter; None where `check` looks."""
+    """The same by other means: our fused weights; the base itself where the U-Net is another's or compiled; None where `check` looks."""
     condition, weighted = CONDITIONS[name], subject.weighted(name, prompt)
+    other = condition.stock or condition.compiled
     if condition.how is None:
-        return base if condition.stock else None
-    if condition.idle or (condition.count == 1 and not condition.stock):
+        return base if other else None
+    if condition.idle or (condition.count == 1 and not other):
         return None
     if condition.own:
         weighted = [weighted[(len(wanted) - 1) % len(weighted)]]

@@ -11,7 +11,7 @@ from sdlora import files
 from sdlora.apply import fused, stacked
 from sdlora.benchmark.clock import Stopwatch
 from sdlora.benchmark.conditions import Subject
-from sdlora.benchmark.names import CHANGE, LATE, OTHERS, READY, THEIR_CHANGE, THEIRS, THEIRS_LATE
+from sdlora.benchmark.names import CHANGE, CHANGES, LATE, OTHERS, READY, THEIR_CHANGE, THEIRS, THEIRS_LATE
 from sdlora.matching import matched
 
 NAMES = [f"other{i}" for i in range(OTHERS)]
@@ -51,7 +51,10 @@ def ours(subject: Subject, path: Path, prompt: str) -> dict[str, float]:
     eight = [(one, eta / 8) for one in subject.adapters[prompt]]
     if len(eight) > 1:
         with stacked(modules, eight) as stack:
-            time(f"change the strengths of {len(eight)}, stacked", lambda: stack.set_strengths([eta / 4] * len(eight)))
+            time(
+                CHANGES if len(eight) == 8 else f"change the strengths of {len(eight)}, stacked",
+                lambda: stack.set_strengths([eta / 4] * len(eight)),
+            )
     with time.around(fused(modules, [(adapter, eta)]), "fused"):
         pass
     with ExitStack() as block:

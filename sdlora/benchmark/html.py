@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from sdlora.benchmark import report
+from sdlora.benchmark import limits, report
 from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.result import Analysis, Pictured, Result
 
@@ -36,14 +36,15 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
     if analysis:
         parts += [
             table(report.HEADER, report.timing_rows(result, analysis)),
+            *section("Step by step, in turns", table(report.TURNS, rows) if (rows := report.turn_rows(analysis)) else ""),
             paragraph(report.control_line(analysis).replace("*", ""), "note"),
             image(plot, "the ratio of every pair, its interval and the margin; all times in their order", "plot") if plot else "",
             paragraph(report.drift_line(analysis).replace("*", ""), "note") if report.drift_line(analysis) else "",
-            *section("Aimed at", table(report.GOALS, report.goal_rows(analysis.goals)) if analysis.goals else ""),
+            *section("Aimed at", aims(result, analysis)),
             *section("The time of a run, m:ss.d", markdown_table(report.published(result, analysis)) if config.runs else ""),
             *section("Ours and the reference", table(report.PAIRS, report.pair_rows(analysis)) if analysis.pairs else ""),
             *section("Where the time goes, medians", table(report.PHASES, report.phase_rows(result, analysis))),
-            *section("The arithmetic of a step", table(report.WORK, rows) if (rows := report.work_rows(result, analysis)) else ""),
+            *section("The arithmetic of a step", table(report.WORK, counts) if (counts := report.work_rows(result, analysis)) else ""),
         ]
     parts += [
         *section(
@@ -58,6 +59,12 @@ def page(result: Result, analysis: Analysis | None, folder: Path, plot: Path | N
         paragraph(f"Load during the samples: {report.load_line(result)}."),
     ]
     return document("What the adapter costs", parts)
+
+
+def aims(result: Result, analysis: Analysis) -> str:
+    rows, notes = report.goal_rows(analysis.goals, analysis.ceilings), list(limits.lines(result, analysis))
+    reasons = paragraph("Where the time of what is not met goes:") + bullets(notes) if notes else ""
+    return table(report.GOALS, rows) + reasons if rows else ""
 
 
 def document(title: str, parts: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdlora import hardware
 from sdlora.benchmark.conditions import Active
 
 Span = tuple[Any, Any]
@@ -17,6 +18,7 @@ class Phases:
     """Marks at the begin and the end of every call. On CUDA they are events in the stream, so that nothing has to wait for them."""
 
     def __init__(self, device: torch.device):
+        self.device = device
         self.cuda = device.type == "cuda"
         self.spans: dict[str, list[Span]] = {"text": [], "unet": [], "vae": []}
 
@@ -43,12 +45,30 @@ class Phases:
         def end(*_: Any) -> None:
             self.spans[phase].append((begun.pop(), self.mark()))
 
+        if hardware.is_compiled(module):  # whose graph does not see hooks that come later
+            return self._around(module, begin, end)
         before, after = module.register_forward_pre_hook(begin), module.register_forward_hook(end)
 
         def off() -> None:
             before.remove()
             after.remove()
 
+        return off
+
+    @staticmethod
+    def _around(module: nn.Module, begin: Callable[[], None], end: Callable[[], None]) -> Callable[[], None]:
+        call: Any = module._compiled_call_impl
+
+        def timed(*inputs: Any, **named: Any) -> Any:
+            begin()
+            result = call(*inputs, **named)
+            end()
+            return result
+
+        def off() -> None:
+            module._compiled_call_impl = call
+
+        module._compiled_call_impl = timed
         return off
 
 

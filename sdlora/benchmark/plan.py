@@ -34,6 +34,23 @@ def blocks(
     return [Block(i, *items[i % len(items)], orders[i]) for i in range(count)]
 
 
+@dataclass(frozen=True)
+class Roles:
+    """How a condition and the base take turns in one block."""
+
+    leads: bool  # the condition's step comes first
+    swapped: bool  # the condition is on the second set of networks, the base on the first
+
+
+def roles(block: int, number: int, seed: int) -> Roles:
+    """Of condition `number` in `block`, a function of `seed`: in every four blocks each of the four ways once, in random order.
+
+    So neither the place in a turn nor where a set of networks lies in memory is a condition's own.
+    """
+    ways = [Roles(leads, swapped) for leads in (False, True) for swapped in (False, True)]
+    return ways[np.random.default_rng((seed, number, block // 4)).permutation(4)[block % 4]]
+
+
 def square(conditions: Sequence[str], rng: np.random.Generator) -> list[tuple[str, ...]]:
     """A Latin square with random names and rows.  Williams 1949: for an even number each condition follows each other one once."""
     n = len(conditions)

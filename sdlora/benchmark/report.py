@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sdlora.benchmark import limits
 from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.names import BASE, CONTROL
-from sdlora.benchmark.result import Analysis, Goal, Result, Row, analyse
+from sdlora.benchmark.result import Analysis, Ceiling, Goal, Result, Row, analyse
 from sdlora.benchmark.statistics import Comparison
 from sdlora.benchmark.work import Work
 
@@ -26,8 +27,18 @@ HEADER = (
 )
 BRIEF = ("condition", "ms per image", "ratio to base", "interval", "median ratio")  # for a terminal
 HANDLING = ("operation", "median", "from … to")
+TURNS = (
+    "condition",
+    "against",
+    "ms a step",
+    "ratio",
+    "interval",
+    "between pictures",
+    "verdict",
+    "processor time",
+)  # of steps that took turns
 PAIRS = ("condition", "against", "ratio", "interval", "median ratio", "verdict", "ratio of processor time")
-GOALS = ("ratio", "aimed at", "measured", "interval", "outcome")
+GOALS = ("time over time, or time", "aimed at", "measured", "interval", "outcome")
 HANDLED = ("operation", "against", "ratio", "interval", "times as fast")
 WORK = ("condition", "GFLOP a step", "against base", "MB read and written", "against base", "time of a step against base")
 PHASES = ("condition", "put on", "text", "U-Net, a step", "VAE", "save", "sample", "first picture", "peak of the process, MiB")
@@ -93,8 +104,12 @@ def brief(result: Result, analysis: Analysis) -> list[Table]:
         for row, cells in zip(analysis.rows, timing_rows(result, analysis), strict=True)
     ]
     pairs = [(p.condition, p.against, *ratio_cells(p.comparison)[:3], p.comparison.verdict) for p in analysis.pairs]
-    goals = goal_rows(analysis.goals)
-    tables: list[Table] = [((*BRIEF, "verdict"), rows), (PAIRS[: PAIRS.index("verdict") + 1], pairs)]
+    goals = goal_rows(analysis.goals, analysis.ceilings)
+    tables: list[Table] = [
+        ((*BRIEF, "verdict"), rows),
+        (TURNS[:-1], [row[:-1] for row in turn_rows(analysis)]),
+        (PAIRS[: PAIRS.index("verdict") + 1], pairs),
+    ]
     return [table for table in (*tables, (HANDLING, handling_rows(result)), (GOALS, goals)) if table[1]]
 
 
@@ -106,6 +121,19 @@ def handling_rows(result: Result) -> list[tuple[str, ...]]:
 
 def pair_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     return [(pair.condition, pair.against, *ratio_cells(pair.comparison), processor(pair.processor)) for pair in analysis.pairs]
+
+
+def turn_rows(analysis: Analysis) -> list[tuple[str, ...]]:
+    """Steps that took turns: every condition against the base, and ours against the reference."""
+    times = {row.condition: f"{1e3 * row.turn:.2f}" for row in analysis.rows if row.turn is not None}
+    rows = [(row.condition, BASE, row.turns, row.turns_processor) for row in analysis.rows]
+    pairs = [(pair.condition, pair.against, pair.turns, pair.turns_processor) for pair in analysis.pairs]
+
+    def cells(name: str, against: str, c: Comparison, own: Comparison | None) -> tuple[str, ...]:
+        ratio, interval, _, said = ratio_cells(c)
+        return (name, against, times[name], ratio, interval, f"± {100 * c.spread:.2f} %", said, processor(own))
+
+    return [cells(name, against, c, own) for name, against, c, own in (*rows, *pairs) if c]
 
 
 def phase_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
@@ -121,13 +149,20 @@ def phase_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:
     ]
 
 
-def goal_rows(goals: Sequence[Goal]) -> list[tuple[str, ...]]:
-    return [(one.name, f"at most {one.limit:g}", *ratio_cells(one.comparison)[:2], outcome(one)) for one in goals]
+def goal_rows(goals: Sequence[Goal], ceilings: Sequence[Ceiling] = ()) -> list[tuple[str, ...]]:
+    """Ratios with their intervals; times with the shortest and the longest."""
+    ratios = [(one.name, f"at most {one.limit:g}", *ratio_cells(one.comparison)[:2], outcome(one)) for one in goals]
+    times = [
+        (one.name, f"at most {duration(one.limit)}", duration(one.median), f"{duration(one.low)} … {duration(one.high)}", outcome(one))
+        for one in ceilings
+    ]
+    return [*ratios, *times]
 
 
-def outcome(goal: Goal) -> str:
+def outcome(goal: Goal | Ceiling) -> str:
     """Whether the goal is reached, and if not, by how much it is missed."""
-    return goal.outcome + (f" by {100 * (goal.comparison.ratio / goal.limit - 1):.1f} %" if goal.outcome == "missed" else "")
+    found = goal.comparison.ratio if isinstance(goal, Goal) else goal.median
+    return goal.outcome + (f" by {100 * (found / goal.limit - 1):.1f} %" if goal.outcome == "missed" else "")
 
 
 def handled_rows(analysis: Analysis) -> list[tuple[str, ...]]:
@@ -178,12 +213,14 @@ def published(result: Result, analysis: Analysis) -> str:
 def control_line(analysis: Analysis) -> str:
     if analysis.control is None:
         return "There is no control (base against base) among the conditions."
+    row = analysis.row(CONTROL)
+    name = "The control (base against base, step by step)" if row.turns else "The control (base against base)"
+    comparison = row.turns or row.comparison
     if not analysis.control:
-        return "**The control (base against base) does not cover 1: the machine was too noisy, or too busy, to trust the ratios.**"
-    comparison = analysis.row(CONTROL).comparison
+        return f"**{name} does not cover 1: the machine was too noisy, or too busy, to trust the ratios.**"
     if comparison and comparison.verdict == "equivalent":
-        return "The control (base against base) covers 1, as it must, and is within the margin."
-    return "The control (base against base) covers 1, as it must, but not within the margin: small differences cannot be told apart here."
+        return f"{name} covers 1, as it must, and is within the margin."
+    return f"{name} covers 1, as it must, but not within the margin: small differences cannot be told apart here."
 
 
 def markdown(result: Result) -> str:
@@ -194,11 +231,12 @@ def markdown(result: Result) -> str:
         subject_line(result),
         f"**{interrupted(result)}**" if not result.complete else "",
         table(HEADER, timing_rows(result, analysis)) if analysis else "Fewer than two blocks were measured: no ratios.",
+        "## Step by step, in turns" if analysis and turn_rows(analysis) else "",
+        table(TURNS, turn_rows(analysis)) if analysis and turn_rows(analysis) else "",
         control_line(analysis) if analysis else "",
         drift_line(analysis) if analysis else "",
         method(result),
-        "## Aimed at" if analysis and analysis.goals else "",
-        table(GOALS, goal_rows(analysis.goals)) if analysis and analysis.goals else "",
+        *aimed_at(result, analysis),
         f"## The time of a run of {result.config.images} pictures, m:ss.d, medians" if analysis and result.config.runs else "",
         published(result, analysis) if analysis and result.config.runs else "",
         "## Ours and the reference" if analysis and analysis.pairs else "",
@@ -221,6 +259,15 @@ def markdown(result: Result) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def aimed_at(result: Result, analysis: Analysis | None) -> list[str]:
+    """The section of what the settings aim at, and where what is not reached goes."""
+    rows = goal_rows(analysis.goals, analysis.ceilings) if analysis else []
+    if not rows or analysis is None:
+        return []
+    notes = "\n".join(f"- {line}" for line in limits.lines(result, analysis))
+    return ["## Aimed at", table(GOALS, rows), f"Where the time of what is not met goes:\n\n{notes}" if notes else ""]
+
+
 def subject_line(result: Result) -> str:
     config, subject = result.config, result.subject
     return (
@@ -230,9 +277,19 @@ def subject_line(result: Result) -> str:
     )
 
 
-METHOD = """Every block draws one prompt and seed under all conditions, in a balanced random order, each after a discarded warm-up.
+PICTURES = """Every block draws one prompt and seed under all conditions, in a balanced random order, each after a discarded warm-up.
 The ratio is the geometric mean over blocks of the time over the base's time in the same block; its {confidence:g} % interval is a
-studentised bootstrap over blocks. *Equivalent*: two one-sided tests at {level:.3g} %, Student's and the bootstrap's, put the ratio within
+studentised bootstrap over blocks. """
+STEPS = """In every block each condition draws one prompt and seed at the same time as the base: they take turns at every step, on one
+thread, each with networks of its own, and what slows the machine down for longer than a step slows both. Who begins, and which of two
+sets of networks has the adapter, changes from block to block in a balanced random order. A step is all that the loop does in it: U-Net,
+guidance, sampler. *Step by step*: the median over a picture's steps of ln(time / time of the base's step beside it), so that a step which
+the system interrupted counts little; then the mean over pictures, with a studentised bootstrap over pictures as {confidence:g} % interval,
+since steps of one picture depend on each other. The first step of a picture, which also finds out what stays the same, is left out of it.
+In the table of pictures the time of a picture is the sum of all its turns, from the text to the pixels, no outlier left out; the ratio is
+the geometric mean over blocks. What this does not measure: the two evict each other from the processor's caches, so that a step in turns
+can take longer than one after its own kind, for both; and an adapter's putting on comes before (*put on*, below). """
+JUDGED = """*Equivalent*: two one-sided tests at {level:.3g} %, Student's and the bootstrap's, put the ratio within
 the margin of {margin}, that was declared beforehand. *Slower*, *faster*: the interval leaves 1 out. Processor time is the same ratio of
 the time that the process itself had on all cores: other programs hardly touch it. Peak memory is {memory},
 taken in drawings of its own."""
@@ -240,7 +297,8 @@ taken in drawings of its own."""
 
 def method(result: Result) -> str:
     cuda = result.environment["device"].startswith("cuda")
-    return METHOD.format(
+    text = (STEPS if result.config.pairing == "steps" else PICTURES) + JUDGED
+    return text.format(
         confidence=100 * result.config.confidence,
         level=100 * (1 - result.config.confidence),
         margin=margins(result),

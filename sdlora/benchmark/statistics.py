@@ -1,7 +1,8 @@
 """Paired timings to a verdict: log ratios, bootstrap interval, equivalence test, and how many more pairs would decide.
 
 One number per block: d = ln(t_condition / t_base). Whatever slows a whole block down cancels in d. All means are means of d, so
-the ratio is a geometric mean; no sample is ever dropped.
+the ratio is a geometric mean; no sample is ever dropped. Where steps took turns, d is the median of the steps' own within the block
+(`of_steps`): steps of one picture depend on each other, pictures do not, so that a picture counts once, however many steps it has.
 """
 
 import math
@@ -47,7 +48,21 @@ def compare(
         raise ValueError(f"{above.shape} times against {below.shape} of the base: at least two pairs are needed")
     if min(above.min(), below.min()) <= 0:
         raise ValueError("a time is zero or negative")
-    d = np.log(above / below)
+    return judged(np.log(above / below), margin, confidence, resamples, seed)
+
+
+def of_steps(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """d of a block whose steps took turns: the median of ln(seconds[i] / base[i]). ValueError for unequal numbers of steps, or none.
+
+    A step that the system interrupted, often by a multiple of its own time, is one value on one side; a mean would follow it.
+    """
+    if len(seconds) != len(base) or not len(base):
+        raise ValueError(f"{len(seconds)} steps against {len(base)} of the base")
+    return float(np.median(np.log(np.asarray(seconds, np.float64) / np.asarray(base, np.float64))))
+
+
+def judged(d: np.ndarray, margin: float, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Comparison:
+    """The comparison from d, one number per block, two or more."""
     rng = np.random.default_rng(seed)
     low, high = mean_interval(d, confidence, resamples, rng)
     median_low, median_high = median_interval(d, confidence, resamples, rng)
@@ -107,7 +122,11 @@ def drift(seconds: Sequence[float], base: Sequence[float]) -> tuple[float, float
 
     A ratio that drifts has no one value: the machine, or what is measured, changed on the way. (0, 1) for fewer than FEWEST blocks.
     """
-    d = np.log(np.asarray(seconds, np.float64) / np.asarray(base, np.float64))
+    return trend(np.log(np.asarray(seconds, np.float64) / np.asarray(base, np.float64)))
+
+
+def trend(d: np.ndarray) -> tuple[float, float]:
+    """`drift` from d, one number per block."""
     if len(d) < FEWEST or d.std() == 0:
         return 0.0, 1.0
     line = stats.linregress(np.linspace(0, 1, len(d)), d)

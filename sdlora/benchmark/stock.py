@@ -15,6 +15,7 @@ from torch import nn
 
 from sdlora import files
 from sdlora.adapter import Adapter
+from sdlora.benchmark.turns import Pause
 from sdlora.errors import SdloraError
 from sdlora.families import FAMILIES
 from sdlora.generation import Request, noise
@@ -70,8 +71,14 @@ class Stock:
             if weighted:
                 self.pipeline.unload_lora_weights()
 
-    def draw(self, wanted: Sequence[Request]) -> list[Image.Image]:
-        """The pictures of `wanted` in one batch, from the same noise as ours."""
+    def draw(self, wanted: Sequence[Request], pause: Pause | None = None) -> list[Image.Image]:
+        """The pictures of `wanted` in one batch, from the same noise as ours; `pause` is called after every step."""
+
+        def after(_: Any, step: int, t: Any, state: dict[str, Any]) -> dict[str, Any]:
+            assert pause is not None
+            pause(step + 1)
+            return state
+
         first, pipeline, factor = wanted[0], self.pipeline, self.components.factor
         height, width = size(self.components, first)
         shape = (pipeline.unet.config.in_channels, height // factor, width // factor)
@@ -85,6 +92,7 @@ class Stock:
             guidance_scale=first.guidance,
             height=height,
             width=width,
+            callback_on_step_end=after if pause else None,
             latents=noise.drawn(noise.streams([request.seed for request in wanted], shape)).to(pipeline.unet.device, pipeline.unet.dtype),
         ).images
 

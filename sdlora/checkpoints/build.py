@@ -16,18 +16,19 @@ SHOWN = 3  # names in a message
 
 def skeleton(kind: str, config: Mapping[str, Any]) -> Any:
     """The network of class `kind` (of diffusers or transformers) on the meta device: names and shapes, no memory."""
-    import transformers
-
     from sdlora import imports
 
-    imports.lighten()
-    import diffusers
+    with imports.unswept():
+        imports.lighten()
+        import diffusers
+        import transformers
 
+        network = getattr(transformers if kind.startswith("CLIP") else diffusers, kind)
     with torch.device("meta"):
         if kind.startswith("CLIP"):
             known = {key: value for key, value in config.items() if not key.startswith("_")}
-            return getattr(transformers, kind)(transformers.CLIPTextConfig(**known))
-        return getattr(diffusers, kind).from_config(dict(config))
+            return network(transformers.CLIPTextConfig(**known))
+        return network.from_config(dict(config))
 
 
 def names(module: nn.Module) -> dict[str, str]:

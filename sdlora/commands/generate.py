@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sdlora.commands.drawing_options import bar, check_prompts, report, tell, with_options
+from sdlora.imports import unswept
 
 MOST_ON_A_SHEET = 400  # pictures
 
@@ -35,9 +36,10 @@ def generate(
     """
     check_prompts(prompt or ())
 
-    from sdlora import together
-    from sdlora.drawing import work
-    from sdlora.generation import record
+    with unswept():
+        from sdlora import together
+        from sdlora.drawing import work
+        from sdlora.generation import record
 
     drawing, recalled = work.gathered({**given, **({"prompt": tuple(prompt)} if prompt else {})}, settings, source)
     result = work.drawn_and_saved(drawing, tell, bar, recalled)

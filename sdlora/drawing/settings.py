@@ -52,7 +52,7 @@ class Drawing:
     offload: bool = _of(MODEL, False, "For small GPUs: bring each network in for its turn alone.")
     tiling: bool = _of(MODEL, False, "For large pictures: decode them in overlapping tiles.")
     pack: bool = _of(MODEL, True, "On a CPU: copy convolution weights into its kernels' order, where memory is ample.")
-    compile: bool = _of(MODEL, False, "torch.compile; pays from many pictures on; needs --apply fused.")
+    compile: bool = _of(MODEL, False, "torch.compile; pays from many pictures on.")
     vae: Path | None = _of(MODEL, None, "Another VAE than the base's own: a folder or a file.")
     family: str | None = _of(MODEL, None, "sd1, sd2 or sdxl; by default found from the base.")
     prediction: str | None = _of(MODEL, None, "epsilon or v_prediction; by default found from the base.")

@@ -80,7 +80,7 @@ def resumed(
     wanted = _tagged(wanted, drawing, tell)
     folder = atomic.writable_folder(drawing.output)
     if drawing.apply == generation.AUTO:  # a choice by what is left to draw would be another one after an interruption
-        drawing = replace(drawing, apply="fused" if drawing.compile else "stacked")
+        drawing = replace(drawing, apply="stacked")
     components = load(drawing, tell, crew)
     _warn(drawing, components, recalled, tell)
     start = perf_counter()

@@ -90,7 +90,8 @@ def ways(
     """ "stacked" or "fused" for every picture; `many` says how many like this one make a full batch.
 
     "auto" is fused where one setting holds for all pictures or for a full batch of neighbours, and PAYS steps are to be drawn with it.
-    It is stacked where a strength changes with the steps, where neighbours have different adapters, and for few steps.
+    It is stacked where a strength changes with the steps, where neighbours have different adapters, and for few steps. A compiled
+    U-Net would be compiled for every set of layers that adapters are stacked on; there it is stacked where it has to be.
     """
     if apply != AUTO:
         if apply not in WAYS:
@@ -102,7 +103,7 @@ def ways(
         together = [request for request, _ in run]
         enough = len(together) == len(pictures) or len(together) >= many(together[0])
         changing = any(strength.stepwise for _, strength in wanted)
-        pays = compiled or (enough and not changing and min(steps(components, request) for request in together) >= PAYS)
+        pays = not changing and (compiled or (enough and min(steps(components, request) for request in together) >= PAYS))
         result += ["fused" if pays and any(acts(strength) for _, strength in wanted) else "stacked"] * len(together)
     return result
 
@@ -120,8 +121,7 @@ def acts(strength: Strength) -> bool:
 
 
 def check(components: Components, wanted: Sequence[Wanted], apply: str) -> None:
-    """SdloraError for a strength that changes with the steps where it cannot, and for adapters that a compiled U-Net would not see."""
-    compiled = hardware.is_compiled(components.unet)
+    """SdloraError for a strength that changes with the steps where it cannot, and for one of a block that is not there."""
     for _, strength in wanted:
         if strength.vector:
             shape = components.unet.config
@@ -130,10 +130,7 @@ def check(components: Components, wanted: Sequence[Wanted], apply: str) -> None:
             if not any(governs(key, f"unet.{name}.") for name, _ in components.unet.named_modules()):
                 raise SdloraError(f"the strength {strength} is said of {key}, a block that {components.name} has not; leave it out")
         if strength.stepwise and apply == "fused":
-            remedy = "leave compile out" if compiled else "use apply = stacked"
-            raise SdloraError(f"the strength {strength} changes with the steps, which an adapter that is fused cannot; {remedy}")
-    if apply != "fused" and compiled and any(acts(strength) for _, strength in wanted):
-        raise SdloraError("a compiled U-Net does not see adapters that come and go; take apply fused, or leave compile out")
+            raise SdloraError(f"the strength {strength} changes with the steps, which an adapter that is fused cannot; use apply = stacked")
 
 
 def levelled(components: Components, wanted: Sequence[Wanted], named: Mapping[str, Adapter]) -> Components:

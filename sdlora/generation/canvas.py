@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
-from scipy import ndimage
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -83,6 +82,8 @@ def blurred(mask: Image.Image, sigma: float) -> Image.Image:
     reach = int(2.5 * sigma + 0.5)
     if reach == 0:
         return mask
+    from scipy import ndimage  # a tenth of a second to import
+
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     kernel /= kernel.sum()
     levels = np.asarray(mask, np.float64)

@@ -31,7 +31,7 @@ def load(
     """models.load with the words of the command line (`hardware` has them), and what docs/memory.md tells of.
 
     tiling   the VAE decodes large pictures in overlapping tiles
-    compile  torch.compile for the U-Net; adapters then have to be fused
+    compile  torch.compile for the U-Net
     offload  everything stays in the CPU's memory; `generate(…, offload=device)` brings each part in for its turn
     found    further arguments of models.load (vae, prediction, …)
     """

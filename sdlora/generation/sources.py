@@ -7,7 +7,6 @@ from typing import Any
 
 from PIL import Image, ImageColor, ImageOps
 
-from sdlora.data.pictures import flattened, opacity
 from sdlora.errors import SdloraError, nearest
 
 Source = str | Path | Image.Image
@@ -17,11 +16,15 @@ ALPHA = "alpha"  # in place of a mask's file: what is transparent in the init pi
 
 def picture(source: Source, background: str = "white") -> Image.Image:
     """RGB, turned as its EXIF data says, transparency composited on `background`. SdloraError if it cannot be read."""
+    from sdlora.data.pictures import flattened  # a picture from noise needs nothing of what reads folders
+
     return flattened(_upright(source), background)
 
 
 def mask(source: Source, init: Source) -> Image.Image:
     """L: 255 is redrawn, 0 stays. `source` may be ALPHA. SdloraError if it cannot be read, or has another size than `init`."""
+    from sdlora.data.pictures import flattened, opacity
+
     if source == ALPHA:
         clear = opacity(_upright(init))
         if clear is None:

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdlora.data.pictures import to_tensor
 from sdlora.errors import SdloraError
 from sdlora.generation import canvas, noise, sources
 from sdlora.generation.canvas import Paste
@@ -119,4 +118,6 @@ def _filled(request: Request, start: Start) -> Tensor:
 
 
 def _encoded(components: Components, image: Image.Image) -> Tensor:
+    from sdlora.data.pictures import to_tensor
+
     return encode_image(components, to_tensor(image)[None]).float().cpu()

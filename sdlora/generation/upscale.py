@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sdlora.data.pictures import to_tensor
 from sdlora.errors import SdloraError, nearest
 from sdlora.latents import encode_image
 from sdlora.models import Components
@@ -28,6 +27,8 @@ class Upscaler:
         """(n, 4, h, w) scaled latents -> (n, 4, *size); pixels go through the VAE, one picture at a time."""
         if self.mode:
             return functional.interpolate(latents, size=size, mode=self.mode, antialias=self.antialias)
+        from sdlora.data.pictures import to_tensor
+
         height, width = (side * components.factor for side in size)
         images = [decode(one).resize((width, height), self.filter) for one in latents.split(1)]
         return torch.cat([encode_image(components, to_tensor(image)[None]) for image in images]).to(latents)
