@@ -37,7 +37,7 @@ class Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         own: Waiting = vars(self)["_waiting"]
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":  # the import system asks for many a name that a package need not have
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         if not own.begun and name in own.parts:
             try:

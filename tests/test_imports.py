@@ -55,6 +55,15 @@ def test_a_package_that_is_imported_already_or_is_not_there_stays_as_it_is(packa
     assert "outer_of_test.missing" not in sys.modules
 
 
+def test_a_star_takes_all_the_names_of_a_package(package, tmp_path):
+    with open(tmp_path / "outer_of_test" / "inner" / "__init__.py", "a") as code:
+        code.write("__all__ = ['Heavy']\n")
+    imports.defer(package)
+    names: dict = {}
+    exec(f"from {package} import *", names)
+    assert names["Heavy"].__name__ == "Heavy" and "Light" not in names
+
+
 def test_a_name_that_a_submodule_has_already_comes_from_there(package):
     imports.defer(package, {"Light": "light", "Heavy": "nowhere"})
     names: dict = {}
