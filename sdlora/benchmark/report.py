@@ -39,7 +39,7 @@ TURNS = (
     "processor time",
 )  # of steps that took turns
 PAIRS = ("condition", "against", "ratio", "interval", "median ratio", "verdict", "ratio of processor time")
-GOALS = ("time over time, or time", "aimed at", "measured", "interval", "outcome")
+GOALS = ("aim", "aimed at", "measured", "interval", "outcome")
 HANDLED = ("operation", "against", "ratio", "interval", "times as fast")
 WORK = ("condition", "GFLOP a step", "against base", "MB read and written", "against base", "time of a step against base")
 PHASES = ("condition", "put on", "text", "U-Net, a step", "VAE", "save", "sample", "first picture", "peak of the process, MiB")
