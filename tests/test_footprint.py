@@ -19,6 +19,7 @@ COUNTED = [
     ("sdxl", 1024, False, 5.286),
     ("sdxl", 1024, True, 0.510),
 ]
+JOINED = [("sd1", 512, False, 1.198), ("sd1", 512, True, 0.353), ("sd1", 256, False, 0.306), ("sdxl", 1024, False, 8.529)]  # in fp32
 
 
 @pytest.fixture
@@ -37,6 +38,22 @@ def test_the_activations_foreseen_are_those_counted(config, family, size, checkp
     assert found.activations / GIB == pytest.approx(counted, rel=0.15 if checkpointing else 0.02)
 
 
+@pytest.mark.parametrize(("family", "size", "checkpointing", "counted"), JOINED)
+def test_the_activations_of_blocks_that_compute_as_one_are_those_counted(config, family, size, checkpointing, counted):
+    settings = {"resolution": size, "gradient_checkpointing": checkpointing, "precision": "fp32"}
+    found = footprint.estimate(config(**settings), networks(family)).activations
+    assert found / GIB == pytest.approx(counted, rel=0.04)
+    apart = footprint.estimate(config(**settings, dropout={"rank": 0.1}), networks(family)).activations
+    assert (
+        found < 0.87 * apart and apart == 2 * footprint.estimate(config(**settings | {"precision": "bf16"}), networks(family)).activations
+    )
+
+
+def test_what_is_trained_beside_the_attention_is_kept_by_joined_blocks_too(config):
+    found = footprint.estimate(config(resolution=512, precision="fp32", targets=("attention", "feed_forward")), networks("sd1"))
+    assert found.activations / GIB == pytest.approx(1.413, rel=0.04)
+
+
 def test_weights_and_the_adapter_are_counted_to_the_byte(config):
     modules = networks("sd1")
     settings = config(targets=("attention", "text_mlp"), rank=4).settled()
@@ -52,7 +69,7 @@ def test_memory_grows_with_the_batch_and_the_pictures_alone(config):
     modules = networks("sd1")
     one, four = (footprint.estimate(config(batch_size=n), modules) for n in (1, 4))
     assert four.activations == pytest.approx(4 * one.activations) and four.weights == one.weights and four.adapter == one.adapter
-    half = footprint.estimate(config(precision="fp32"), modules)
+    half = footprint.estimate(config(precision="fp32", compile=True), modules)  # compiled, no blocks are joined
     assert half.activations == 2 * one.activations and half.weights == 2 * one.weights and half.adapter == one.adapter
     with_prior = footprint.estimate(config(prior={"prompts": ("a",), "batch_size": 3}), modules)
     assert with_prior.activations == four.activations

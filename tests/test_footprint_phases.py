@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from skeletons import networks
 
+from bases import UNET
 from sdlora import generation, hardware, latents, models
 from sdlora.data import Cache, encode, scan
 from sdlora.errors import SdloraError
 from sdlora.generation import Request
-from sdlora.training import TrainConfig, fitting, footprint, optimizers, text
+from sdlora.training import TrainConfig, fitting, footprint, optimizers, sharding, text
 from sdlora.training.footprint import GIB, Estimate, Footprint
+from sdlora.training.sharding import Sharding
 
 CUDA = torch.device("cuda")  # as a word only: nothing here computes on one
 SHAPES = [(8, 320), (320, 8), (16, 320, 3, 3), (320, 16, 1, 1), (48, 768), (5, 7)]
@@ -118,6 +121,38 @@ def test_where_one_text_encoder_learns_all_are_on_the_card(config, on_a_card):
     modules = networks("sdxl")
     found = footprint.estimate(config(targets=("attention", "text_attention"), resolution=1024), modules)
     assert found.weights == weights("sdxl", "unet", "text_encoder", "text_encoder_2")
+
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+
+
+@pytest.mark.parametrize("told", [FSDP, ZERO], ids=["fsdp", "zero 3"])
+def test_of_a_base_that_is_split_a_card_holds_a_share_and_the_blocks_at_work(config, on_a_card, monkeypatch, told):
+    modules, xl = networks("sdxl"), config(resolution=1024, gradient_checkpointing=True)
+    alone = footprint.estimate(xl, modules)
+    found = {}
+    for count in (2, 8):
+        for name, value in (told | {"WORLD_SIZE": str(count)}).items():
+            monkeypatch.setenv(name, value)
+        found[count] = footprint.estimate(xl, modules)
+    unet = weights("sdxl", "unet")
+    blocks = found[2].weights - unet // 2
+    assert found[8].weights - unet // 8 == blocks < 0.25 * unet, "the blocks at work are the same however many processes there are"
+    assert found[8].activations == alone.activations and found[8].adapter == alone.adapter
+    assert found[8].others["drawing samples"] == alone.others["drawing samples"] + unet // 8, "the first draws with the whole base"
+    assert found[8].others["splitting the base"] == unet + unet // 8 and "splitting the base" not in alone.others
+    assert "of a base in 8 shares" in footprint.lines(found[8])[0] and "shares" not in footprint.lines(alone)[0]
+
+
+def test_what_is_gathered_is_what_was_measured():
+    """docs/memory.md: 523 MiB on two processes, of blocks, of the whole at once, and of blocks that stay."""
+    wide = {"block_out_channels": (128, 256, 512, 512), "cross_attention_dim": 256, "attention_head_dim": 8}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNET | wide)
+    measured = {Sharding(): 118, Sharding("NO_WRAP"): 1046, Sharding(reshard=False): 524}
+    for how, peak_measured in measured.items():
+        assert 4 * sharding.gathered(unet, how) / 2**20 == pytest.approx(peak_measured, rel=0.1)
 
 
 def test_validation_and_the_bases_own_pictures_have_peaks_of_their_own(config, on_a_card):

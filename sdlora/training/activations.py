@@ -2,7 +2,8 @@
 
 What is kept for the gradient follows from what PyTorch keeps for each kind of layer. A frozen Linear keeps nothing; a convolution
 keeps its input even when frozen, and so do normalisations, SiLU and a trained Linear; attention keeps queries, keys, values and
-result. The constants were counted with train/memory.py's tensors without numbers: docs/memory.md has the comparison.
+result. Blocks that compute as one (training/units) keep what they save by name. The constants were counted with train/memory.py's
+tensors without numbers: docs/memory.md has the comparison.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,10 +12,13 @@ from typing import Any
 
 from torch import nn
 
+from sdlora.training.units import heads
+
 TOKENS = 77
 KINDS = ("ResnetBlock2D", "BasicTransformerBlock", "Transformer2DModel", "Downsample2D", "Upsample2D")
 TEXT_KEPT = 20  # numbers kept per token and width in a layer of CLIP's text encoder; 18 were counted with its attention trained
 BACKWARD = 2  # of the largest activation: its gradient and that of what it was made from, while both are alive
+HALVES = 3  # of a joined feed-forward's inner width: the gradients of GEGLU's halves and of what they make
 ENCODER, DECODER = 5, 3  # tensors that the VAE has at once at full size: of its first level's channels, and of its second's
 
 
@@ -24,18 +28,19 @@ class Kept:
 
     inside: float
     entry: float  # its input alone
+    through: float = 0  # what its backward pass takes beside
 
 
-def with_gradient(unet: Any, height: int, width: int, trained: Collection[str], checkpointing: bool) -> float:
+def with_gradient(unet: Any, height: int, width: int, trained: Collection[str], checkpointing: bool, joined: bool = False) -> float:
     """Per picture with latents of (height, width). With checkpoints (Chen et al. 2016, arXiv:1604.06174) only the inputs of blocks
-    stay, and one block at a time is computed again."""
-    blocks = unet_blocks(unet, height, width, trained)
+    stay, and one block at a time is computed again. `joined`: with blocks that compute as one, as a CPU has them in fp32."""
+    blocks = unet_blocks(unet, height, width, trained, joined)
     largest = unet.config.block_out_channels[0] * height * width
     if checkpointing:
         kept = sum(block.entry for block in blocks) + max(block.inside - block.entry for block in blocks)
     else:
         kept = sum(block.inside for block in blocks)
-    return kept + BACKWARD * largest
+    return kept + max(BACKWARD * largest, *(block.through for block in blocks))
 
 
 def without_gradient(unet: Any, height: int, width: int) -> float:
@@ -76,7 +81,7 @@ def widest(unet: Any, height: int, width: int) -> int:
     return largest
 
 
-def unet_blocks(unet: Any, height: int, width: int, trained: Collection[str]) -> list[Kept]:
+def unet_blocks(unet: Any, height: int, width: int, trained: Collection[str], joined: bool = False) -> list[Kept]:
     """Every residual and every transformer block, and what lies around them, whose inputs are its all."""
     count = len(unet.config.block_out_channels)
     result = [_whole(3 * unet.config.block_out_channels[0] * height * width)]  # the last normalisation, SiLU and convolution
@@ -89,15 +94,22 @@ def unet_blocks(unet: Any, height: int, width: int, trained: Collection[str]) ->
             level -= 1
         places = (height >> level) * (width >> level)
         if kind == "ResnetBlock2D":
-            result.append(Kept(places * 3 * (module.in_channels + module.out_channels), places * module.in_channels))
+            times = 2 if joined and not _trains(name, trained, "conv1", "conv2", "conv_shortcut") else 3  # not what SiLU is of
+            result.append(Kept(places * times * (module.in_channels + module.out_channels), places * module.in_channels))
         elif kind == "BasicTransformerBlock":
-            result.append(Kept(places * _transformer(module, name, trained, places), places * module.norm1.normalized_shape[0]))
+            numbers = (_joined if joined else _transformer)(module, name, trained, places)
+            through = places * HALVES * module.ff.net[2].in_features if joined else 0
+            result.append(Kept(places * numbers, places * module.norm1.normalized_shape[0], through))
         elif kind == "Transformer2DModel":
-            convolutions = isinstance(module.proj_in, nn.Conv2d)
-            result.append(_whole(places * module.norm.num_channels * (3 if convolutions else 1)))
+            apart = isinstance(module.proj_in, nn.Conv2d) and (not joined or _trains(name, trained, "proj_in", "proj_out"))
+            result.append(_whole(places * module.norm.num_channels * (3 if apart else 1)))
         else:
             result.append(_whole(places * module.channels))
     return result
+
+
+def _trains(name: str, trained: Collection[str], *layers: str) -> bool:
+    return any(f"unet.{name}.{layer}" in trained for layer in layers)
 
 
 def _whole(numbers: float) -> Kept:
@@ -118,10 +130,22 @@ def _transformer(module: Any, name: str, trained: Collection[str], places: int) 
     inner = module.ff.net[2].in_features
     own = 0.0
     for attention in ("attn1", "attn2"):
-        own += width * any(f"unet.{name}.{attention}.to_{part}" in trained for part in "qkv")
-    own += width * (f"unet.{name}.ff.net.0.proj" in trained) + inner * (f"unet.{name}.ff.net.2" in trained)
+        own += width * _trains(name, trained, *(f"{attention}.to_{part}" for part in "qkv"))
+    own += width * _trains(name, trained, "ff.net.0.proj") + inner * _trains(name, trained, "ff.net.2")
     context = 2 * TOKENS * width / places
     return 3 * width + 4 * width + 2 * width + context + 3 * inner + own
+
+
+def _joined(module: Any, name: str, trained: Collection[str], places: int) -> float:
+    """Per place, of a block that computes as one: each input and its norm; queries, keys, values and result, with the matrix of weights
+    where it is small (units/heads.py); both halves of GEGLU."""
+    width = module.norm1.normalized_shape[0]
+    inner = module.ff.net[2].in_features
+    own = 0.0
+    for attention, length in ((module.attn1, places), (module.attn2, TOKENS)):
+        few = places * length <= heads.FEW
+        own += width * (4 + 2 * length / places) + attention.heads * (length if few else 1)
+    return own + width + 2 * inner + width * _trains(name, trained, "ff.net.0.proj") + inner * _trains(name, trained, "ff.net.2")
 
 
 def text(encoders: Mapping[str, Any]) -> float:

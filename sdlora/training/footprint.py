@@ -15,8 +15,9 @@ from torch import nn
 from sdlora import hardware, models
 from sdlora.checkpoints import build
 from sdlora.layers import named_layers
-from sdlora.training import activations, optimizers, placement
+from sdlora.training import activations, optimizers, placement, processes, sharding
 from sdlora.training.config import UNET, TrainConfig
+from sdlora.training.sharding import Sharding
 from sdlora.training.trainable import layers
 from sdlora.training.validation import ROWS
 
@@ -24,8 +25,8 @@ GIB = 2**30
 VAE = "vae"
 NUMBER = 4  # bytes of what is trained, and of its gradient: both fp32
 # What a CPU's convolutions take beside their results, fitted to measurements (docs/memory.md): times the widest input, for its 3 × 3
-# patches, with a gradient and without; and bytes
-SCRATCH, FORWARD, BASIC = 12, 8, 15 * 2**20
+# patches, with a gradient; in blocks that compute as one, once or with checkpoints of activations twice; without a gradient; and bytes
+SCRATCH, JOINED, TWICE, FORWARD, BASIC = 12, 4, 8, 8, 15 * 2**20
 TOGETHER = 1024  # places of latents in a batch of samples, or one picture: what sdlora.generation draws at once
 
 
@@ -39,6 +40,7 @@ class Footprint:
     scratch: int  # what the CPU's convolutions write down for themselves; on other devices it was not measured, and is 0
     images: int  # per batch
     others: Mapping[str, int]  # phase beside the steps, in words -> bytes
+    split: int = 1  # processes that share the base
 
     @property
     def step(self) -> int:
@@ -78,6 +80,8 @@ class Estimate:
     vae_bytes: int
     size: tuple[int, int]  # of the latents in training
     factor: int  # pixels a latent
+    how: Sharding | None = None  # where the base is split
+    processes: int = 1
 
     @classmethod
     def of(cls, config: TrainConfig, modules: Mapping[str, nn.Module] | None = None, size: tuple[int, int] | None = None) -> "Estimate":
@@ -90,7 +94,8 @@ class Estimate:
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         unet: Any = rest[UNET]
         side = max(config.resolutions) // factor if config.resolutions else unet.config.sample_size  # a square: no bucket has more
-        return cls(config, rest, vae, where, dtype.itemsize, models.vae_dtype(dtype, upcast).itemsize, size or (side, side), factor)
+        sizes = dtype.itemsize, models.vae_dtype(dtype, upcast).itemsize, size or (side, side), factor
+        return cls(config, rest, vae, where, *sizes, sharding.told(), processes.launched())
 
     @property
     def unet(self) -> Any:
@@ -100,6 +105,12 @@ class Estimate:
     def apart(self) -> bool:
         """Whether what waits does so in another memory."""
         return self.where.type == "cuda"
+
+    @property
+    def joined(self) -> bool:
+        """Whether the U-Net's blocks compute as one in a step."""
+        exact = self.where.type == "cpu" and self.bytes == hardware.dtype("fp32").itemsize
+        return exact and not (self.config.compile or self.how or self.config.dropout.on)
 
     @property
     def drawn(self) -> bool:
@@ -127,24 +138,55 @@ class Estimate:
 
     @property
     def staying(self) -> int:
-        """Weights in the device's memory during the steps."""
-        return self.every if self.drawn and not self.apart else self.weights(*self.busy)
+        """Weights in the device's memory during the steps. Of a base that is split the whole one stays too, where it is drawn with and
+        has nowhere else to wait."""
+        shares = self.shares + self.gathered
+        if self.drawn and not self.apart:
+            return self.every + shares
+        return self.weights(*(name for name in self.busy if name not in self.cut)) + shares
+
+    @property
+    def cut(self) -> list[str]:
+        """The parts that are split."""
+        return [name for name in self.modules if name == UNET or name in self.config.learning] if self.how else []
+
+    @property
+    def shares(self) -> int:
+        """One process's, of what is split."""
+        return sum(self.weights(name) for name in self.cut) // self.processes
+
+    @property
+    def gathered(self) -> int:
+        """What is there of other processes' shares at the worst moment."""
+        return sum(self.bytes * sharding.gathered(self.modules[name], self.how) for name in self.cut if self.how)
 
     def footprint(self) -> Footprint:
         config = self.config
         images = config.batch_size + config.priors_per_batch
-        numbers = activations.with_gradient(self.unet, *self.size, set(layers(self.modules, config)), config.gradient_checkpointing)
+        chosen = set(layers(self.modules, config))
+        numbers = activations.with_gradient(self.unet, *self.size, chosen, config.gradient_checkpointing, self.joined)
         numbers += activations.text({name: self.modules[name] for name in config.learning if name != UNET})
-        adapter, scratch = trained(config, self.modules), self.basic + self.scratch(images, *self.size)
+        adapter, scratch = trained(config, self.modules), self.basic + self.scratch(images, *self.size, self.times)
         others = {"encoding the pictures": self.encoding()}
+        if self.cut:
+            others["splitting the base"] = (self.weights(*self.busy) if self.apart else self.every) + self.shares
         if config.prior.on:
             others["drawing the base's own pictures"] = self.drawing(config.prior.images, config.prior.guidance)
         if self.drawn:
             count = len(config.samples.prompts) or config.samples.count
-            others["drawing samples"] = self.drawing(count, config.samples.guidance) + adapter
+            others["drawing samples"] = self.drawing(count, config.samples.guidance) + adapter + self.shares
         if config.validation.on:
             others["validating"] = self.staying + adapter + self.forward(min(ROWS, config.validation.timesteps), *self.size)
-        return Footprint(self.staying, adapter, round(images * numbers * self.bytes), scratch, images, others)
+        return Footprint(
+            self.staying, adapter, round(images * numbers * self.bytes), scratch, images, others, self.processes if self.cut else 1
+        )
+
+    @property
+    def times(self) -> int:
+        """Of the widest input, what the convolutions of a step take."""
+        if not self.joined:
+            return SCRATCH
+        return TWICE if self.config.gradient_checkpointing else JOINED
 
     def scratch(self, rows: int, height: int, width: int, times: int = SCRATCH) -> int:
         """What convolutions of the U-Net take beside their results."""
@@ -205,7 +247,8 @@ def _size(module: nn.Module) -> int:
 
 def lines(found: Footprint) -> list[str]:
     """In words."""
-    parts = f"weights {gib(found.weights)}, adapter and optimiser {gib(found.adapter)}, activations {gib(found.activations)}"
+    split = f" of a base in {found.split} shares" if found.split > 1 else ""
+    parts = f"weights {gib(found.weights)}{split}, adapter and optimiser {gib(found.adapter)}, activations {gib(found.activations)}"
     parts += f", the CPU's scratch {gib(found.scratch)}" if found.scratch else ""
     more = f"about {gib(found.total)} while {found.worst}; a step " if found.worst else ""
     return [f"{'memory':8} {more}about {gib(found.step)} ({parts})"]

@@ -9,6 +9,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +115,27 @@ def _units(twin: nn.Module, how: Sharding) -> list[nn.Module]:
     called = [part for part in twin.modules() if type(part).forward is not nn.Module.forward]  # a list of modules never is
     inner = [part for part in called if part is not twin and not _by_name(part) and any(True for _ in part.parameters())]
     return [part for part in reversed(inner) if wanted(part)]
+
+
+def gathered(module: nn.Module, how: Sharding) -> int:
+    """Numbers of `module` that are whole at the worst moment of a step: what is in no unit of its own, which stays once it is there;
+    a unit, the next one, which comes meanwhile, and as much again for what comes, in the order in which it is sent."""
+    own = _own_numbers(_units(module, how))
+    rest = sum(parameter.numel() for parameter in module.parameters()) - sum(own)
+    if not how.reshard:
+        return max(2 * rest, rest + sum(own))
+    return max(2 * rest, rest + max(map(sum, pairwise([*own, 0])), default=0) + max(own, default=0))
+
+
+def _own_numbers(units: list[nn.Module]) -> list[int]:
+    """Of each unit, without what is in one inside it; in the order of the units."""
+    taken: set[int] = set()
+    result = []
+    for unit in units:
+        new = {id(parameter): parameter.numel() for parameter in unit.parameters() if id(parameter) not in taken}
+        taken |= new.keys()
+        result.append(sum(new.values()))
+    return result
 
 
 def _by_name(part: nn.Module) -> bool:
