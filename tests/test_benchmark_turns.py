@@ -337,6 +337,7 @@ def test_a_benchmark_in_turns_runs_from_end_to_end(settings, components, monkeyp
     few = {"conditions": ("base", "base again", "stacked"), "blocks": 2, "rounds": 0, "checked": 2}
     outcome = benchmark.run(settings.model_copy(update=few), components)
     assert outcome.result.complete and len(outcome.result.samples) == 2 * 2 * 2
+    assert "packed_convolutions" in outcome.result.environment
     assert {row.condition for row in outcome.analysis.rows if row.turns} == {"base again", "stacked"}
     assert sum("second set" in check.law for check in outcome.result.gate) == 1
     assert {one.condition for one in outcome.result.pictures} == {"base", "base again", "stacked"}
