@@ -12,6 +12,10 @@ from sdlora import config
 from sdlora.benchmark import BenchmarkConfig, commands, html, limits, report, result, work
 from sdlora.benchmark.handling import Handling
 from sdlora.benchmark.names import CHANGE, FIRST, HELP, LATE, READY, THEIRS
+from sdlora.benchmark.training import TrainingBenchmarkConfig
+from sdlora.benchmark.training import result as trained
+from sdlora.benchmark.training.config import OURS, PLAIN
+from sdlora.benchmark.training.peak import Peak
 from sdlora.errors import SdloraError
 
 ROOT = Path(__file__).parents[1]
@@ -83,13 +87,24 @@ def test_the_commands_that_are_timed_are_the_products_own(settings):
         commands.seconds(commands.first(asked.model_copy(update={"base": "/nowhere"}), settings.output), asked)
 
 
+def test_memory_is_held_against_memory_where_the_system_tells_of_both():
+    limits = {f"{OURS} / {PLAIN}": 1.0}
+    for mine, outcome in ((500, "missed by 25.0 %"), (400, "met")):
+        (found,) = trained.memory_goals(limits, {OURS: Peak(OURS, mine, 1), PLAIN: Peak(PLAIN, 400, 1)})
+        assert (found.ratio, found.outcome) == (mine / 400, outcome)
+    for peaks in ({OURS: Peak(OURS, 1, 1)}, {OURS: Peak(OURS, None, None), PLAIN: Peak(PLAIN, 400, 1)}):
+        assert not list(trained.memory_goals(limits, peaks))
+
+
 def test_seconds_for_what_is_no_operation_are_refused_with_the_nearest():
     with pytest.raises(SdloraError, match="seconds names 'sdlora --hlep', which is not measured; did you mean sdlora --help"):
         config.load(BenchmarkConfig, None, ["seconds={'sdlora --hlep' = 0.3}"])
 
 
 def test_every_target_of_speed_stands_in_a_settings_file():
-    """Those of the README and of issue 6, but for training's, which has settings of its own."""
+    """Those of issue 6: of drawing and handling, and training's."""
+    training = config.load(TrainingBenchmarkConfig, ROOT / "configs" / "benchmark-training.toml")
+    assert training.limits[f"{OURS} / {PLAIN}"] == 0.667 and training.memory == {f"{OURS} / {PLAIN}": 1.0}
     read = {
         name: config.load(BenchmarkConfig, ROOT / "configs" / f"benchmark-{name}.toml")
         for name in ("emoji", "sd15-random", "sd15-compiled", "batch")

@@ -42,7 +42,7 @@ class BenchmarkConfig(Settings):
 
     conditions: tuple[str, ...] = ()  # none: all that are installed, PEFT with four adapters left out
     pairing: Literal["steps", "pictures"] = "steps"  # what takes turns: steps of two pictures drawn at the same time, or whole pictures
-    blocks: Annotated[int, Field(ge=2)] = 24  # each draws one prompt and seed under every condition
+    blocks: Annotated[int, Field(ge=2)] = 32  # each draws one prompt and seed under every condition
     runs: tuple[Annotated[int, Field(ge=1)], ...] = ()  # blocks of each prompt, one after the other; in place of `blocks`
     warmup: Annotated[int, Field(ge=0)] = 2  # steps of the discarded drawing after each switch of condition
     checked: Annotated[int, Field(ge=1)] | None = None  # steps of the pictures that are compared before the clock starts; None: all

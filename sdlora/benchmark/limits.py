@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sdlora.benchmark.names import BASE, LATE, OVER, PICTURE, READY, STEP
-from sdlora.benchmark.result import Analysis, Goal, Result, Row
+from sdlora.benchmark.result import Analysis, Result, Row
 from sdlora.benchmark.units import duration
 from sdlora.benchmark.work import Work
 
@@ -16,12 +16,12 @@ def lines(result: Result, analysis: Analysis) -> Iterator[str]:
         if goal.outcome != "met" and name not in said:
             said.add(name)
             one, _, other = name.partition(OVER)
-            line = by_parts(result, one, other) if one in (READY, LATE) else by_work(result, analysis, goal, one, other or BASE)
+            line = by_parts(result, one, other) if one in (READY, LATE) else by_work(result, analysis, one, other or BASE)
             if line:
                 yield f"{name}: {line}"
 
 
-def by_work(result: Result, analysis: Analysis, goal: Goal, one: str, other: str) -> str:
+def by_work(result: Result, analysis: Analysis, one: str, other: str) -> str:
     """Of two conditions: a step of each, what was counted for it, and what the operations reached."""
     counts = {found.condition: found for found in result.work}
     rows = {row.condition: row for row in analysis.rows}

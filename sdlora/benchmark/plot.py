@@ -32,7 +32,7 @@ def save(result: Result, analysis: Analysis, path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     steps = any(row.turns for row in analysis.rows)
-    words = "step / step of the base in turns, median per picture" if steps else "time / time of the base, per pair"
+    words = "step / step of the base in turns, a point per picture" if steps else "time / time of the base, per pair"
     ratios(left, lines, result.config.margin, result.config.confidence, words)
     times(right, result, analysis)
     of = "a step, in turns with the base's" if steps else "time per sample against the base"

@@ -39,7 +39,7 @@ TURNS = (
     "processor time",
 )  # of steps that took turns
 PAIRS = ("condition", "against", "ratio", "interval", "median ratio", "verdict", "ratio of processor time")
-GOALS = ("time over time, or time", "aimed at", "measured", "interval", "outcome")
+GOALS = ("aim", "aimed at", "measured", "interval", "outcome")
 HANDLED = ("operation", "against", "ratio", "interval", "times as fast")
 WORK = ("condition", "GFLOP a step", "against base", "MB read and written", "against base", "time of a step against base")
 PHASES = ("condition", "put on", "text", "U-Net, a step", "VAE", "save", "sample", "first picture", "peak of the process, MiB")
@@ -277,12 +277,12 @@ studentised bootstrap over blocks. """
 STEPS = """In every block each condition draws one prompt and seed at the same time as the base: they take turns at every step, on one
 thread, each with networks of its own, and what slows the machine down for longer than a step slows both. Who begins, and which of two
 sets of networks has the adapter, changes from block to block in a balanced random order. A step is all that the loop does in it: U-Net,
-guidance, sampler. *Step by step*: the median over a picture's steps of ln(time / time of the base's step beside it), so that a step which
-the system interrupted counts little; then the mean over pictures, with a studentised bootstrap over pictures as {confidence:g} % interval,
-since steps of one picture depend on each other. The first step of a picture, which also finds out what stays the same, is left out of it.
-In the table of pictures the time of a picture is the sum of all its turns, from the text to the pixels, no outlier left out; the ratio is
-the geometric mean over blocks. What this does not measure: the two evict each other from the processor's caches, so that a step in turns
-can take longer than one after its own kind, for both; and an adapter's putting on comes before (*put on*, below). """
+guidance, sampler. *Step by step*: of a picture's ln(time / time of the base's step beside it) the mean of the middle half, so that a step
+which the system interrupted does not count; then the mean over pictures, its {confidence:g} % interval a studentised bootstrap over them,
+since steps of one picture depend on each other. A picture's first step, which also finds out what stays the same, is left out.
+In the table of pictures the time of a picture is the sum of all its turns, from the text to the pixels, no outlier left out; the
+ratio is the geometric mean over blocks. What this does not measure: the two evict each other from the processor's caches, so that a
+step in turns can take longer than one after its own kind, for both; and an adapter's putting on comes before (*put on*, below). """
 JUDGED = """*Equivalent*: two one-sided tests at {level:.3g} %, Student's and the bootstrap's, put the ratio within
 the margin of {margin}, that was declared beforehand. *Slower*, *faster*: the interval leaves 1 out. Processor time is the same ratio of
 the time that the process itself had on all cores: other programs hardly touch it. Peak memory is {memory},

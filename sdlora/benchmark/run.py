@@ -165,7 +165,11 @@ def blocks(found: Result, subject: Subject, names: list[str], folder: Path, say:
     """`found` with the samples; saved after every block, so that even a killed run keeps what it measured."""
     config = found.config
     planned = plan.blocks(config.blocks, config.prompts, config.seeds, names, config.seed, config.runs)
-    pack = subject.second is not None and second.packs(subject.components)
+    pack = config.pairing == "steps" and second.packs(subject.components)
+    if config.pairing == "steps" and subject.components.device.type == "cpu":
+        found = replace(
+            found, environment=found.environment | {"packed_convolutions": "by both" if pack else "by neither: too little memory"}
+        )
     try:
         for block in planned:
             taken = one_block(subject, block, config, pack)

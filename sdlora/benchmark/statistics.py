@@ -1,7 +1,7 @@
 """Paired timings to a verdict: log ratios, bootstrap interval, equivalence test, and how many more pairs would decide.
 
 One number per block: d = ln(t_condition / t_base). Whatever slows a whole block down cancels in d. All means are means of d, so
-the ratio is a geometric mean; no sample is ever dropped. Where steps took turns, d is the median of the steps' own within the block
+the ratio is a geometric mean; no sample is ever dropped. Where steps took turns, d is the mean of the middle half of the steps' own
 (`of_steps`): steps of one picture depend on each other, pictures do not, so that a picture counts once, however many steps it has.
 """
 
@@ -52,13 +52,15 @@ def compare(
 
 
 def of_steps(seconds: Sequence[float], base: Sequence[float]) -> float:
-    """d of a block whose steps took turns: the median of ln(seconds[i] / base[i]). ValueError for unequal numbers of steps, or none.
+    """d of a block whose steps took turns: the mean of the middle half of ln(seconds[i] / base[i]) (interquartile mean, midmean).
 
-    A step that the system interrupted, often by a multiple of its own time, is one value on one side; a mean would follow it.
+    A step that the system interrupted, often by a multiple of its own time, is one value at one end; a mean of all would follow it.
+    Up to a quarter of the steps may be so at either end. The median bears more, and scatters more: by 15 % for normal noise, by
+    20 % over 32 pictures in turns on the embedded base. ValueError for unequal numbers of steps, or none.
     """
     if len(seconds) != len(base) or not len(base):
         raise ValueError(f"{len(seconds)} steps against {len(base)} of the base")
-    return float(np.median(np.log(np.asarray(seconds, np.float64) / np.asarray(base, np.float64))))
+    return float(stats.trim_mean(np.log(np.asarray(seconds, np.float64) / np.asarray(base, np.float64)), 0.25))
 
 
 def judged(d: np.ndarray, margin: float, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Comparison:

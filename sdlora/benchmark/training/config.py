@@ -33,6 +33,7 @@ class TrainingBenchmarkConfig(Settings):
         f"{OURS} / {PLAIN}": 0.667,  # 1.5 times as many images per second
         f"{OURS} / {CACHED}": 0.667,
     }
+    memory: dict[str, Annotated[float, Field(gt=0)]] = {f"{OURS} / {PLAIN}": 1.0}  # aimed at: peak of "a" over peak of "b" at most this
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100)] = 10_000
 
@@ -48,9 +49,10 @@ class TrainingBenchmarkConfig(Settings):
             if name not in CONTENDERS:
                 raise ValueError(f"{name!r} is no contender{nearest(name, CONTENDERS)}")
         pairs = [one + OVER + other for one, other in PAIRS]
-        for name in self.limits:
-            if name not in pairs:
-                raise ValueError(f"limits names {name!r}, which is not measured{nearest(name, pairs)}")
+        for setting, given in (("limits", self.limits), ("memory", self.memory)):
+            for name in given:
+                if name not in pairs:
+                    raise ValueError(f"{setting} names {name!r}, which is not measured{nearest(name, pairs)}")
         if len(set(self.contenders)) < 2:
             raise ValueError("contenders has fewer than two different ones; two or more can be compared")
         return self

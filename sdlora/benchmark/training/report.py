@@ -65,10 +65,16 @@ def pair_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     ]
 
 
+def goal_rows(analysis: Analysis) -> list[tuple[str, ...]]:
+    """Times, and peaks of memory."""
+    memory = [(f"{one.name}, peak memory", f"at most {one.limit:g}", f"{one.ratio:.3f}", "", one.outcome) for one in analysis.memory]
+    return [*words.goal_rows(analysis.goals), *memory]
+
+
 def brief(analysis: Analysis) -> list[words.Table]:
     """What fits into a terminal."""
     pairs = [(*line[:4], line[5], pair.comparison.verdict) for pair, line in zip(analysis.pairs, pair_rows(analysis), strict=True)]
-    goals = [(words.GOALS, words.goal_rows(analysis.goals))] if analysis.goals else []
+    goals = [(words.GOALS, lines)] if (lines := goal_rows(analysis)) else []
     return [(HEADER, rows(analysis)), ((*PAIRS[:4], PAIRS[5], "verdict"), pairs), *goals]
 
 
@@ -114,7 +120,7 @@ def surroundings(result: Result) -> list[str]:
 
 def tables(result: Result, analysis: Analysis) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
     """Title, header and rows of each."""
-    goals = [("Aimed at", words.GOALS, words.goal_rows(analysis.goals))] if analysis.goals else []
+    goals = [("Aimed at", words.GOALS, lines)] if (lines := goal_rows(analysis)) else []
     return [
         ("", HEADER, rows(analysis)),
         ("Ours and the reference", PAIRS, pair_rows(analysis)),

@@ -2,6 +2,7 @@
 
 import statistics as plain
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sdlora.benchmark.training.peak import Peak
 from sdlora.benchmark.work import Work
 
 FORMAT = "sdlora-training-benchmark/1"
+UNDECLARED: dict[str, Any] = {"memory": {}}  # what an earlier file does not say was not declared before its run
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,25 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class MemoryGoal:
+    """A ratio of peaks that the settings aim at; on a GPU of the device's, else of the process's."""
+
+    name: str
+    limit: float
+    ratio: float
+
+    @property
+    def outcome(self) -> str:
+        return "met" if self.ratio <= self.limit else f"missed by {100 * (self.ratio / self.limit - 1):.1f} %"
+
+
+@dataclass(frozen=True)
 class Analysis:
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
     goals: tuple[Goal, ...]
     control: bool | None  # does the control's interval cover 1? None without control
+    memory: tuple[MemoryGoal, ...] = ()
 
 
 def analyse(result: Result) -> Analysis | None:
@@ -97,7 +113,16 @@ def analyse(result: Result) -> Analysis | None:
     found = {pair.contender + OVER + pair.against: pair.comparison for pair in pairs}
     goals = tuple(Goal(name, limit, found[name]) for name, limit in config.limits.items() if name in found)
     control = next((pair.comparison for pair in pairs if pair.contender == CONTROL), None)
-    return Analysis(tuple(row(name) for name in names), pairs, goals, control.low <= 1 <= control.high if control else None)
+    covers = control.low <= 1 <= control.high if control else None
+    return Analysis(tuple(row(name) for name in names), pairs, goals, covers, tuple(memory_goals(config.memory, peaks)))
+
+
+def memory_goals(limits: Mapping[str, float], peaks: Mapping[str, Peak]) -> Iterator[MemoryGoal]:
+    """Those whose two peaks the system told."""
+    for name, limit in limits.items():
+        mine, theirs = (peaks[one].device if one in peaks else None for one in name.split(OVER))
+        if mine is not None and theirs is not None:
+            yield MemoryGoal(name, limit, mine / theirs)
 
 
 def write(result: Result, path: Path) -> None:
@@ -116,7 +141,7 @@ def read(path: Path) -> Result:
 
 def _made(content: dict[str, Any]) -> Result:
     return Result(
-        config=TrainingBenchmarkConfig.model_validate(content["config"]),
+        config=TrainingBenchmarkConfig.model_validate(UNDECLARED | content["config"]),
         environment=content["environment"],
         gate=tuple(Check(**one) for one in content["gate"]),
         parameters=content["parameters"],
