@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures: made by docs/figures.py from docs/benchmarks -->", "<!-- end of figures -->"
 KINDS = {
     "emoji": "the embedded base, 64 px",
+    "batch": "the embedded base, batches of 8",
     "sd15-random": "SD 1.5, random weights of true size, 256 px",
+    "sd15-compiled": "the same through torch.compile",
     "training": "training, the embedded base",
 }
 DRAWN = (  # (first, second or "" for the base, in words)
@@ -27,7 +29,9 @@ DRAWN = (  # (first, second or "" for the base, in words)
     ("stacked 8", "", "eight stacked, over the base"),
     ("PEFT", "diffusers", "diffusers + PEFT, over diffusers"),
     ("PEFT 8", "diffusers", "eight in diffusers + PEFT, over diffusers"),
+    ("own 8", "stacked", "a batch with an adapter for each picture, over one adapter for all"),
     ("base", "diffusers", "a picture, ours over diffusers"),
+    ("compiled", "diffusers", "a picture, ours compiled over diffusers"),
     ("stacked 8", "PEFT 8", "a picture with eight adapters, ours over diffusers + PEFT"),
     (READY, THEIRS, "an adapter read and put on, ours over diffusers + PEFT"),
     (LATE, READY, "the 25th adapter put on, over the first"),
@@ -50,9 +54,17 @@ def drawn(path: Path) -> dict[str, Comparison]:
     """In words -> what was measured, of a benchmark of generation."""
     analysis = result.analyse(result.read(path))
     assert analysis is not None, path
-    known = {(row.condition, ""): row.comparison for row in analysis.rows if row.comparison}
-    known |= {(pair.condition, pair.against): pair.comparison for pair in (*analysis.pairs, *analysis.handling)}
-    return {words: known[one, other] for one, other, words in DRAWN if (one, other) in known}
+    known: dict[tuple[str, str], result.Row | result.Pair] = {(row.condition, ""): row for row in analysis.rows if row.comparison}
+    known |= {(pair.condition, pair.against): pair for pair in (*analysis.pairs, *analysis.handling)}
+    return dict(said(known[one, other], words) for one, other, words in DRAWN if (one, other) in known)
+
+
+def said(found: result.Row | result.Pair, words: str) -> tuple[str, Comparison]:
+    """Of conditions that took turns their steps, unless `words` are of a whole picture."""
+    assert found.comparison is not None, words
+    if found.turns is None or words.startswith("a picture"):
+        return words, found.comparison
+    return f"{words}, a step", found.turns
 
 
 def trained(path: Path) -> dict[str, Comparison]:

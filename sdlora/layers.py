@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 TEXT = "text_encoder"
+ADAPTABLE = (nn.Linear, nn.Conv2d)
 LEVEL = "text_model."  # transformers 5 dropped this level of CLIPTextModel; adapter files keep it
 
 
@@ -44,12 +45,30 @@ def finite(*tensors: Tensor) -> bool:
 
 
 def adaptable(module: nn.Module) -> dict[str, nn.Module]:
-    """Dotted name -> layer, for every Linear and every ungrouped Conv2d of `module`."""
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-    }
+    """Dotted name -> layer, for every Linear and every ungrouped Conv2d of `module`, in the order of its `named_modules`.
+
+    Those yield through as many generators as a module lies deep, which is a quarter of the time of putting an adapter on.
+    """
+    found: dict[str, nn.Module] = {"": module} if isinstance(module, ADAPTABLE) and takes(module) else {}
+    seen = {id(module)}
+
+    def walk(parent: nn.Module, prefix: str) -> None:
+        for leaf, child in parent._modules.items():
+            if child is None or id(child) in seen:
+                continue
+            seen.add(id(child))
+            if isinstance(child, ADAPTABLE) and takes(child):
+                found[prefix + leaf] = child
+            if child._modules:
+                walk(child, f"{prefix}{leaf}.")
+
+    walk(module, "")
+    return found
+
+
+def takes(layer: nn.Module) -> bool:
+    """Whether updates know what to do with a Linear or Conv2d."""
+    return not isinstance(layer, nn.Conv2d) or layer.groups == 1
 
 
 def canonical(component: str, path: str) -> str:

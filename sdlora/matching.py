@@ -12,9 +12,14 @@ from sdlora.origin import family_of, title
 EXAMPLES = 3
 
 
-def matched(modules: Mapping[str, nn.Module], adapter: Adapter, source: str = "the adapter") -> dict[str, nn.Module]:
-    """Name -> layer for every layer of `adapter`; SdloraError if one is missing or of another shape."""
-    layers = named_layers(modules)
+def matched(
+    modules: Mapping[str, nn.Module], adapter: Adapter, source: str = "the adapter", layers: Mapping[str, nn.Module] | None = None
+) -> dict[str, nn.Module]:
+    """Name -> layer for every layer of `adapter`; SdloraError if one is missing or of another shape.
+
+    layers  those of `modules` (`named_layers`), for who has them already
+    """
+    layers = named_layers(modules) if layers is None else layers
     missing = [name for name in adapter.layers if name not in layers]
     if missing:
         raise SdloraError(missing_message(source, missing, adapter, modules))

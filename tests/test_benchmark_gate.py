@@ -10,7 +10,7 @@ from benchmarks import OURS, small
 
 from sdlora import apply, files
 from sdlora.adapter import Adapter
-from sdlora.benchmark import adapters, gate, measure, plan, work
+from sdlora.benchmark import adapters, gate, measure, plan, second, work
 from sdlora.benchmark.conditions import CONDITIONS, Subject, active
 from sdlora.errors import SdloraError
 from sdlora.generation import Request, generate
@@ -105,11 +105,11 @@ def test_a_file_is_taken_as_adapter(components, adapter, tmp_path):
 def test_every_condition_is_active_while_it_lasts_and_gone_afterwards(components, adapter):
     before = gate.fingerprint(components)
     base = gate.image_hash(draw(components))
-    subject = Subject(components, {"a cat face": adapters.companions(adapter, components, 8)}, 1.0, None, None)
+    subject = Subject(components, {"a cat face": adapters.companions(adapter, components, 8)}, 1.0, None, None, second.made(components))
     for name in (name for name, condition in CONDITIONS.items() if not condition.stock):
         with active(subject, name, "a cat face") as found:
             image = found.draw([Request("a cat face", seed=1, steps=2)])[0]
-            assert (gate.image_hash(image) == base) == (name in ("base", "base again", "idle")), name
+            assert (gate.image_hash(image) == base) == (name in ("base", "base again", "idle", "compiled")), name
     assert gate.fingerprint(components) == before
 
 

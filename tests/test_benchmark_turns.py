@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks import invented, small
 
-from sdlora import benchmark, config
+from sdlora import benchmark, config, hardware
 from sdlora.benchmark import (
     BenchmarkConfig,
     adapters,
@@ -355,8 +355,11 @@ def test_an_adapter_on_the_fly_is_never_compiled():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not second.shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_conditions_draw_what_they_should_beside_a_base_that_is_not_compiled(settings, components):
+def test_compiled_conditions_draw_what_they_should_beside_a_base_that_is_not_compiled(settings, components, monkeypatch):
+    """With the backend that traces and compiles nothing: minutes less, and hooks and weights are seen, or not, all the same."""
+    monkeypatch.setattr(second, "check_compiler", lambda device: None)
+    monkeypatch.setattr(hardware, "compile_calls", lambda module: module.compile(backend="eager"))
+    monkeypatch.setattr(handling, "measure", lambda *arguments: ())
     names = ("base", "compiled", "fused compiled")
     outcome = benchmark.run(settings.model_copy(update={"conditions": names, "blocks": 2, "rounds": 0}), components)
     assert any(check.law.startswith("fused compiled draws what it should") for check in outcome.result.gate)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from skeletons import true_size
+from torch import nn
 
 from sdlora.apply import TARGETS, Part, inject, plan, select
 from sdlora.errors import SdloraError
-from sdlora.layers import named_layers
+from sdlora.layers import adaptable, named_layers
 
 TRANSFORMERS = ("attention", "feed_forward", "projections")  # kohya's default: all in Transformer2DModel
 CONVOLUTIONS = ("convolutions", "shortcuts", "time_projections")  # what its conv_dim adds: all in ResnetBlock2D and the samplers
@@ -94,3 +95,21 @@ def test_unknown_targets_and_targets_without_layers_are_refused(components):
         select(components.modules, ["atention"])
     with pytest.raises(SdloraError, match="the target text_mlp_2 has no layer in unet, text_encoder"):
         plan(components.modules, {"attention": Part(4), "text_mlp_2": Part(4)})
+
+
+def test_the_layers_of_a_model_are_those_of_its_named_modules_in_their_order(components):
+    shared = nn.Linear(2, 2)
+    odd = nn.ModuleDict(
+        {"a": nn.Sequential(shared, nn.Conv2d(4, 4, 1, groups=2)), "b": nn.Sequential(nn.ReLU(), shared, nn.Conv2d(2, 2, 1))}
+    )
+    odd["b"].register_module("gone", None)
+    odd["c"] = odd["a"]
+    for module in (*components.modules.values(), odd, shared, nn.Conv2d(4, 4, 1, groups=2)):
+        expected = [
+            (name, layer)
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+        ]
+        found = list(adaptable(module).items())
+        assert [name for name, _ in found] == [name for name, _ in expected]
+        assert all(ours is theirs for (_, ours), (_, theirs) in zip(found, expected, strict=True))

@@ -28,9 +28,9 @@ class First:
         """`parts`: for each layer the numbers of the adapters, and their updates of it."""
         weight = weight_of(layers[0])
         self.a = torch.cat([update.a for own in parts for _, update in own]).to(weight.device, weight.dtype)
-        columns = [(owner, update.scale) for own in parts for owner, update in own for _ in range(update.rank)]
-        self.owners = torch.tensor([owner for owner, _ in columns])  # whose a column of the bottleneck is
-        self.scales = torch.tensor([scale for _, scale in columns], dtype=torch.float64)
+        self.updates = [(owner, update.scale, update.rank) for own in parts for owner, update in own]
+        self.owners = self.scales = torch.empty(0)  # (Σr,) each: whose a column of the bottleneck is, and its α / r: parts of the Stack's
+        self.members = [{owner for owner, _ in own} for own in parts]  # the adapters of each layer
         ends = list(accumulate((sum(update.rank for _, update in own) for own in parts), initial=0))
         self.spans = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]  # which columns are which layer's
         self.strengths = torch.empty(0)  # (rows or 1, Σr) fp32: η α / r, a part of the Stack's vectors
@@ -90,7 +90,7 @@ class Joined:
     def __init__(self, layer: nn.Module, first: First, member: int):
         """`layer` is `member` of the layers of `first`."""
         self.first, self.member = first, member
-        self.owners = set(first.owners[first.spans[member]].tolist())
+        self.owners = first.members[member]
         self.dense = is_cheaper_dense(layer, self.b.shape[1])
         self.delta: Tensor | None = None  # ΔW at the present strengths, where it is worth having
         self.active = False

@@ -20,6 +20,7 @@ from sdlora.apply.constant import forget
 from sdlora.apply.joined import First, Joined, is_cheaper_dense
 from sdlora.apply.rows import Rows, Selection
 from sdlora.errors import SdloraError
+from sdlora.layers import named_layers
 from sdlora.matching import matched, weight_of
 
 SIBLINGS = re.compile(r"(?P<attention>.*\.(?:attn1(?=\.to_[qkv]$)|attn2(?=\.to_[kv]$)|self_attn(?=\.[qkv]_proj$)))\..*")  # see one tensor
@@ -104,16 +105,20 @@ class Vectors:
     """
 
     def __init__(self, group: Sequence[First]):
-        self.group = group
-        self.owners = torch.cat([first.owners for first in group])
-        self.scales = torch.cat([first.scales for first in group])
+        self.group, self.sizes = group, [len(first.a) for first in group]
+        owners, scales, ranks = zip(*(update for first in group for update in first.updates), strict=True)
+        columns = torch.tensor(ranks)
+        self.owners = torch.tensor(owners).repeat_interleave(columns)
+        self.scales = torch.tensor(scales, dtype=torch.float64).repeat_interleave(columns)
+        for first, own, factors in zip(group, self.owners.split(self.sizes), self.scales.split(self.sizes), strict=True):
+            first.owners, first.scales = own, factors
         self.values = torch.empty(0, 0)  # (rows, Σr of all layers) fp32
 
     def set(self, etas: Tensor) -> None:
         """η per row and adapter, (rows, k) fp64; one row is every row's."""
         if len(etas) != len(self.values):
             self.values = torch.empty(len(etas), len(self.scales), device=self.group[0].a.device)
-            for first, part in zip(self.group, self.values.split([len(first.scales) for first in self.group], dim=1), strict=True):
+            for first, part in zip(self.group, self.values.split(self.sizes, dim=1), strict=True):
                 first.strengths = part
         self.values.copy_(self.scales * etas[:, self.owners])
 
@@ -151,8 +156,9 @@ def stacked(modules: Mapping[str, nn.Module], weighted: Sequence[tuple[Adapter, 
     Stacks, and whatever else is on the model, come off in any order.
     """
     layers: dict[str, nn.Module] = {}
+    known = named_layers(modules)
     for adapter, _ in weighted:
-        layers |= matched(modules, adapter)
+        layers |= matched(modules, adapter, layers=known)
     stack = Stack([adapter for adapter, _ in weighted], layers)
     try:
         stack.set_strengths([eta for _, eta in weighted])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from sdlora.benchmark.names import BASE, LATE, OVER, PICTURE, READY, STEP
 from sdlora.benchmark.result import Analysis, Goal, Result, Row
+from sdlora.benchmark.units import duration
 from sdlora.benchmark.work import Work
 
 
@@ -27,30 +28,28 @@ def by_work(result: Result, analysis: Analysis, goal: Goal, one: str, other: str
     if one not in rows or other not in rows or one not in counts:
         return ""
     mine, theirs = step(rows[one]), step(rows[other])
-    parts = [f"a step takes {1e3 * mine:.4g} ms against {1e3 * theirs:.4g} ms"]
+    parts = [f"a step takes {duration(mine)} against {duration(theirs)}"]
     if other in counts:
         ratios = counts[one].flops / counts[other].flops, counts[one].bytes / counts[other].bytes
         parts.append(
             f"the limit by its floating-point operations is {ratios[0]:.3f}, by the bytes that its operations move {ratios[1]:.3f}"
         )
-        over = mine - theirs * max(ratios)
+        over = theirs * (against(rows[one], rows[other]) - max(ratios))
         if over > 0:
-            parts.append(f"{1e3 * over:.3g} ms of a step are neither, but what it takes to begin more and smaller operations")
+            parts.append(f"{duration(over)} of a step is neither, but what it takes to begin more and smaller operations")
     parts.append(reached(counts[one], mine))
-    rest = rows[one].seconds - mine * len_steps(result)
-    if rest > 0:
-        parts.append(f"outside the steps a sample spends {1e3 * rest:.3g} ms, {1e3 * rows[one].vae:.3g} of them in the VAE")
+    parts.append(f"beside the steps stand {duration(rows[one].text)} for the text and {duration(rows[one].vae)} in the VAE")
     return "; ".join(parts)
+
+
+def against(one: Row, other: Row) -> float:
+    """A step over a step: of those that took turns by their pairs, for the medians of all are of different pictures."""
+    return one.turns.ratio if other.condition == BASE and one.turns else step(one) / step(other)
 
 
 def step(row: Row) -> float:
     """Seconds."""
     return row.turn or row.step
-
-
-def len_steps(result: Result) -> int:
-    """Calls of the U-Net in a sample."""
-    return max((len(sample.steps) for sample in result.samples), default=0)
 
 
 def reached(count: Work, seconds: float) -> str:
@@ -60,7 +59,7 @@ def reached(count: Work, seconds: float) -> str:
 
 def by_parts(result: Result, one: str, other: str) -> str:
     """Of putting an adapter on: its parts."""
-    times = {found.operation: 1e3 * found.median for found in result.handling}
-    parts = [f"{name} {times[name]:.3g} ms" for name in ("read the file", "map it onto the model", "put on, stacked") if name in times]
-    whole = [f"{name} {times[name]:.3g} ms" for name in (one, other) if name in times]
+    times = {found.operation: duration(found.median) for found in result.handling}
+    parts = [f"{name} {times[name]}" for name in ("read the file", "map it onto the model", "put on, stacked") if name in times]
+    whole = [f"{name} {times[name]}" for name in (one, other) if name in times]
     return f"{', '.join(whole)}; of the first by itself {', '.join(parts)}" if parts and whole else ""

@@ -67,8 +67,15 @@ def ratios(axes: Any, lines: list[Line], margin: float, confidence: float, words
         said = f"{c.ratio:.3f}  [{c.low:.3f}, {c.high:.3f}]  {verdict(c)}"
         axes.annotate(said, (0.01, height + 0.3), xycoords=("axes fraction", "data"), fontsize=8.5, color="#2e3440", bbox=BOX)
     axes.set(yticks=range(len(lines)), yticklabels=[line.name for line in reversed(lines)], ylim=(-0.5, len(lines) - 0.35))
-    axes.set_xlabel(f"{words}; bands: margins, {100 * margin:g} % unless darker; bar: {100 * confidence:g} % interval")
+    axes.set_xlabel(f"{words}\nbands: margins, {100 * margin:g} % unless darker; bar: {100 * confidence:g} % interval")
+    axes.set_xlim(*extent([1 / (1 + margin), 1 + margin, *(value for line in lines for value in (*line.points, line.comparison.ratio))]))
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def extent(values: list[float]) -> tuple[float, float]:
+    """What is seen of the axis: all of `values`; an interval of few pairs may go beyond."""
+    low, high = min(values), max(values)
+    return low - 0.15 * (high - low), high + 0.15 * (high - low)
 
 
 def points(result: Result, condition: str) -> list[float]:

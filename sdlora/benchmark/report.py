@@ -10,6 +10,7 @@ from sdlora.benchmark.conditions import CONDITIONS
 from sdlora.benchmark.names import BASE, CONTROL
 from sdlora.benchmark.result import Analysis, Ceiling, Goal, Result, Row, analyse
 from sdlora.benchmark.statistics import Comparison
+from sdlora.benchmark.units import duration, span
 from sdlora.benchmark.work import Work
 
 HEADER = (
@@ -73,20 +74,6 @@ def mebibytes(count: int | None, signed: bool = False) -> str:
     return "" if count is None else f"{count / 2**20:{'+' if signed else ''}.1f}"
 
 
-def duration(seconds: float) -> str:
-    """In the unit in which it reads best."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def span(seconds: float) -> str:
-    """m:ss.d, as the published table has it."""
-    tenths = round(10 * seconds)
-    return f"{tenths // 600}:{tenths % 600 // 10:02d}.{tenths % 10}"
-
-
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """GitHub's Markdown; every column after the first is right-aligned."""
     lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
@@ -107,7 +94,7 @@ def brief(result: Result, analysis: Analysis) -> list[Table]:
     goals = goal_rows(analysis.goals, analysis.ceilings)
     tables: list[Table] = [
         ((*BRIEF, "verdict"), rows),
-        (TURNS[:-1], [row[:-1] for row in turn_rows(analysis)]),
+        turns_in_short(analysis),
         (PAIRS[: PAIRS.index("verdict") + 1], pairs),
     ]
     return [table for table in (*tables, (HANDLING, handling_rows(result)), (GOALS, goals)) if table[1]]
@@ -134,6 +121,13 @@ def turn_rows(analysis: Analysis) -> list[tuple[str, ...]]:
         return (name, against, times[name], ratio, interval, f"± {100 * c.spread:.2f} %", said, processor(own))
 
     return [cells(name, against, c, own) for name, against, c, own in (*rows, *pairs) if c]
+
+
+def turns_in_short(analysis: Analysis) -> Table:
+    """For a terminal."""
+    kept = [i for i, name in enumerate(TURNS) if name not in ("between pictures", "processor time")]
+    rows = [[row[i].partition(",")[0] for i in kept] for row in turn_rows(analysis)]
+    return tuple(TURNS[i] for i in kept), [tuple(row) for row in rows]
 
 
 def phase_rows(result: Result, analysis: Analysis) -> list[tuple[str, ...]]:

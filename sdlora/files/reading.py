@@ -10,8 +10,8 @@ from torch import nn
 from sdlora.adapter import Adapter
 from sdlora.errors import SdloraError
 from sdlora.files.container import contents, located
-from sdlora.files.report import Report, report
-from sdlora.formats import alphas, decode
+from sdlora.files.report import Report, report, unknown
+from sdlora.formats import Decoded, alphas, decode
 from sdlora.layers import named_layers
 from sdlora.matching import matched, missing_message
 
@@ -25,34 +25,46 @@ def load(path: str | Path, modules: Mapping[str, nn.Module], allow_missing: bool
     `allow_missing` leaves out unknown tensors and layers that the model does not have. A 1 × 1 convolution and a Linear take
     each other's matrices.
     """
-    return load_reported(path, modules, allow_missing)[0]
+    return _onto(path, modules, allow_missing, *_decoded(path))
 
 
 def load_reported(path: str | Path, modules: Mapping[str, nn.Module], allow_missing: bool = False) -> tuple[Adapter, Report]:
     """`load`, and what was found."""
+    adapter, found = _decoded(path)
+    told = report(adapter, found.dialect, found.surplus).held_against(named_layers(modules))
+    return _onto(path, modules, allow_missing, adapter, found), told
+
+
+def _onto(path: str | Path, modules: Mapping[str, nn.Module], allow_missing: bool, adapter: Adapter, found: Decoded) -> Adapter:
+    """What of `adapter` the model has a layer for, in the layers' own shapes."""
     layers = named_layers(modules)
-    adapter, found = read_reported(path)
-    found = found.held_against(layers)
-    if found.unmatched and (not allow_missing or not found.matched):
-        raise SdloraError(missing_message(str(path), list(found.unmatched), adapter, modules))
-    if found.unknown and not allow_missing:
+    missing = [name for name in adapter.layers if name not in layers]
+    if missing and (not allow_missing or len(missing) == len(adapter.layers)):
+        raise SdloraError(missing_message(str(path), missing, adapter, modules))
+    strange = unknown(found.surplus)
+    if strange and not allow_missing:
         raise SdloraError(
-            f"{path}: {len(found.unknown)} of its tensors belong to no layer of a LoRA, for example {found.unknown[0]}; "
+            f"{path}: {len(strange)} of its tensors belong to no layer of a LoRA, for example {strange[0]}; "
             "the file is damaged, or holds more than a LoRA (in Python allow_missing=True leaves them out)"
         )
-    fitted = {name: _fitted(adapter.layers[name], layers[name]) for name in found.matched}
+    fitted = {name: _fitted(update, layers[name]) for name, update in adapter.layers.items() if name in layers}
     adapter = Adapter(fitted, adapter.metadata)
-    matched(modules, adapter, str(path))
-    return adapter, found
+    matched(modules, adapter, str(path), layers)
+    return adapter
 
 
 def read(path: str | Path) -> Adapter:
     """The adapter in `path` without a model to hold it against."""
-    return read_reported(path)[0]
+    return _decoded(path)[0]
 
 
 def read_reported(path: str | Path) -> tuple[Adapter, Report]:
     """`read`, and what was found; no layer counts as matched."""
+    adapter, found = _decoded(path)
+    return adapter, report(adapter, found.dialect, found.surplus)
+
+
+def _decoded(path: str | Path) -> tuple[Adapter, Decoded]:
     file = located(path)
     tensors, metadata = contents(file)
     beside = file.parent / PEFT_CONFIG
@@ -61,8 +73,7 @@ def read_reported(path: str | Path) -> tuple[Adapter, Report]:
         decoded = decode(tensors, known)
     except SdloraError as error:
         raise SdloraError(f"{file}: {error}") from error
-    adapter = Adapter(decoded.layers, metadata)
-    return adapter, report(adapter, decoded.dialect, decoded.surplus)
+    return Adapter(decoded.layers, metadata), decoded
 
 
 def _text(path: Path) -> str:
@@ -74,7 +85,7 @@ def _text(path: Path) -> str:
 
 def format_of(path: str | Path) -> str:
     """The dialect of the file: see formats.Decoded."""
-    return read_reported(path)[1].dialect
+    return _decoded(path)[1].dialect
 
 
 def _fitted(update: Any, layer: nn.Module) -> Any:

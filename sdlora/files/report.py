@@ -32,7 +32,7 @@ class Report:
     @property
     def unknown(self) -> tuple[str, ...]:
         """Keys of which nothing is known."""
-        return tuple(key for key in self.surplus if not key.startswith(EMBEDDINGS))
+        return unknown(self.surplus)
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -43,6 +43,11 @@ class Report:
         that has all of them in `unmatched`."""
         found = tuple(name for name in self.unmatched if name in layers)
         return replace(self, matched=found, unmatched=tuple(name for name in self.unmatched if name not in layers))
+
+
+def unknown(surplus: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the keys of no layer of which nothing is known."""
+    return tuple(key for key in surplus if not key.startswith(EMBEDDINGS))
 
 
 def report(adapter: Adapter, dialect: str, surplus: tuple[str, ...]) -> Report:

@@ -100,9 +100,10 @@ def _lora(name: str, own: Mapping[str, str], tensors: Mapping[str, Tensor], head
 def _number(key: str, tensor: Tensor) -> float:
     if tensor.numel() != 1:
         raise SdloraError(f"{key} is no number but {tuple(tensor.shape)}")
-    if not math.isfinite(tensor.item()):
-        raise SdloraError(f"{key} is {tensor.item()}; the file is damaged")
-    return float(tensor.item())
+    number = float(tensor.item())
+    if not math.isfinite(number):
+        raise SdloraError(f"{key} is {number}; the file is damaged")
+    return number
 
 
 def _check(name: str, a: Tensor, b: Tensor) -> None:

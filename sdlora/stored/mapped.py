@@ -57,7 +57,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, tuple[int, .
     """(type, shape, first byte, byte behind the last) of one entry of the header."""
     try:
         dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        numbers = (*shape, begin, end)
+        whole = {int}.issuperset(map(type, numbers)) and min(numbers) >= 0
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -83,7 +84,7 @@ def _tensor(whole: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offset
     def read() -> Tensor:
         if count == 0:
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(whole, dtype=torch.uint8, count=count * dtype.itemsize, offset=offset).view(dtype).view(shape)
+        return torch.frombuffer(whole, dtype=dtype, count=count, offset=offset).view(shape)
 
     def release() -> None:
         begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
