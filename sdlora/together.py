@@ -44,6 +44,11 @@ class Bereft(SdloraError):
         super().__init__(f"one of the {launched()} processes was killed, or crashed; the same command goes on from what is saved")
 
 
+class Gone(BaseException):
+    """What a process hears in the middle of its work when another is gone, before it is `Bereft`. No Exception: it comes wherever the work
+    is, and what takes every Exception there for a picture or a file that is damaged would swallow it, or give another reason."""
+
+
 def launched() -> int:
     """How many processes there are, by the launcher's word."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -98,6 +103,8 @@ def together() -> Iterator[None]:
         raise
     except BaseException as error:
         _deafen()
+        if isinstance(error, Gone):
+            raise Bereft() from None
         well = isinstance(error, SystemExit) and not error.code
         other = None if well else _instead(here, error)
         if other:
@@ -217,9 +224,9 @@ class _Watch:
         try:
             if self.here.failed or not self.here.missing():
                 return Deserted if self.here.failed else None
-            return Bereft if self.here.claim() else Deserted
+            return Gone if self.here.claim() else Deserted
         except RuntimeError:  # the launcher is gone, and its store with it
-            return Bereft
+            return Gone
 
     def _stop(self, why: type[BaseException]) -> None:
         if self.over.is_set():
@@ -227,7 +234,7 @@ class _Watch:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.worker), ctypes.py_object(why))
         if self.over.wait(GRACE):
             return
-        if why is Bereft:
+        if why is Gone:
             print(f"error: {Bereft()}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -5,7 +5,8 @@ import torch
 
 from sdlora import apply, conditioning, models
 from sdlora.errors import SdloraError
-from sdlora.training import TrainConfig, placement, processes, sharding
+from sdlora.training import TrainConfig, loop, measuring, placement, processes, sharding
+from sdlora.training.processes import World
 from sdlora.training.sharding import Sharding
 
 TOLD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}
@@ -137,6 +138,25 @@ def test_sdxl_with_both_text_encoders_has_the_gradients_of_the_whole_one(group, 
     working = sharding.split(base, config, Sharding(), torch.device("cpu"), 1)
     assert len(sharding.whole(base, working)) == 3
     torch.testing.assert_close(gradients(working, config), gradients(base, config), rtol=1e-4, atol=1e-7)
+
+
+def test_three_measured_steps_are_those_of_a_split_base_and_leave_the_whole_one_as_it_was(group, bases, pictures, tmp_path, monkeypatch):
+    base = models.load(bases("sd1"))
+    places = [parameter.data_ptr() for parameter in base.unet.parameters()]
+    seen = []
+
+    def steps(run, count):
+        seen.append({type(parameter.data).__name__ for parameter in run.components.unet.conv_in.parameters()})
+        assert run.world.sharding and run.components.unet is not base.unet
+        return loop.steps(run, count)
+
+    for name, value in TOLD.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "world", lambda: World(sharding=Sharding()))
+    monkeypatch.setattr(measuring, "steps", steps)
+    settings = TrainConfig(images=pictures, output=tmp_path / "run", resolution=64, batch_size=1, precision="fp32", rank=2)
+    assert min(measuring.measure(settings, base).seconds) > 0 and seen == [{"DTensor"}]
+    assert places == [parameter.data_ptr() for parameter in base.unet.parameters()] and not apply.carriers(base.modules)
 
 
 def test_only_what_learns_is_split_and_blocks_that_are_not_there_are_named(group, components, tmp_path):

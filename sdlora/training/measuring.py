@@ -8,12 +8,11 @@ import torch
 
 from sdlora import apply, hardware, models
 from sdlora.data import Cache, Example
-from sdlora.training import placement, planning, session, sources
+from sdlora.training import placement, planning, processes, session, sharding, sources
 from sdlora.training.batches import Source
 from sdlora.training.config import TrainConfig
 from sdlora.training.footprint import gib
 from sdlora.training.loop import steps
-from sdlora.training.processes import ALONE
 
 STEPS = 3
 
@@ -30,27 +29,32 @@ class Measured:
 
 
 def measure(config: TrainConfig, components: models.Components | None = None) -> Measured:
-    """Loads the base, encodes as many pictures as a step takes, in memory, and makes three steps with them."""
-    config = config.settled()
+    """Loads the base, encodes as many pictures as a step takes, in memory, and makes three steps with them; several processes make
+    them together, each with its share of the base where that is split."""
+    world, config = processes.world(), config.settled()
     found, _ = planning.checked(config)
     alone = components is None
     components = components or session.loaded(config)
     config = session.fitted(config, components)
-    needed = found.images[: config.samples_per_step]
+    wide = processes.widened(config, world)
+    needed = found.images[: wide.samples_per_step]
     with placement.prepared(components, config), placement.deterministic(components.device):
+        working = components
         try:
             start, cache = time.perf_counter(), Cache()
-            made = _sources(needed, components, config, cache)
+            made = _sources(needed, components, wide, cache)
             encoding = (time.perf_counter() - start) / len(needed)
-            run = session._run(config, components, made, cache, {"base model": "", "images": ""}, ALONE)
+            working = sharding.split(components, config, world.sharding, world.device, world.size)
+            run = session._run(config, working, made, cache, {"base model": "", "images": ""}, world, originals=components)
+            run.idle = [*run.idle, *sharding.whole(components, working)]
             if components.device.type == "cuda":
                 hardware.forget_peak(components.device)
-            with session.idle_parts(run, gone=alone), placement.checkpointing(components, config):
-                with hardware.compiled(components.unet, config.compile):
+            with session.idle_parts(run, gone=alone), placement.checkpointing(working, config):
+                with hardware.compiled(working.unet, config.compile):
                     seconds = tuple(step.seconds for step in steps(run, min(STEPS, config.steps)))
             return Measured(seconds if len(seconds) > 1 else seconds * 2, encoding, hardware.peak(components.device))
         finally:
-            apply.eject(components.modules)
+            apply.eject(working.modules)
 
 
 def _sources(examples: Sequence[Example], components: models.Components, config: TrainConfig, cache: Cache) -> list[Source]:

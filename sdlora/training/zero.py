@@ -83,7 +83,8 @@ def told(environment: Mapping[str, str] = os.environ) -> Zero | None:
 
 def _flags(environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     """What the launcher's flags come to in DeepSpeed's configuration, by accelerate's own table; its default stage is 2."""
-    yield STAGE, int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    yield STAGE, int(stage) if stage.isdigit() else stage
     for name, key in (("OFFLOAD_OPTIMIZER", "offload_optimizer"), ("OFFLOAD_PARAM", "offload_param")):
         device = environment.get(f"ACCELERATE_DEEPSPEED_{name}_DEVICE", "").lower()
         if device not in FREE:
@@ -120,7 +121,7 @@ def _refuse(found: Zero) -> None:
     """SdloraError for what would take a part of the training over."""
     for name, value in found.config.items():
         section, _, rest = name.partition(".")
-        off = value in (False, 0) or name in ("amp.opt_level",)
+        off = value in (False, 0) or name == "amp.opt_level"  # which says nothing by itself
         if section in OWN and not off:
             raise SdloraError(f"DeepSpeed was told {name} {value}; {OWN[section]}, and leave the section {section} out")
         if rest in NUMBERS and not off:
