@@ -2,7 +2,7 @@
 
 import json
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -166,6 +166,19 @@ def test_both_pack_where_the_second_still_finds_room_for_it(components, monkeypa
     for free, packed in ((5 * copied, True), (5 * copied - 1, False)):
         monkeypatch.setattr(second.guard, "unused", lambda device, free=free: free)
         assert second.packs(components) is packed
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_both_pack_or_neither_does_however_much_memory_the_first_ones_copies_leave(subject, settings, monkeypatch, pack):
+    monkeypatch.setattr(second.guard, "ample", lambda *_: not pack)
+    found = []
+    with ExitStack() as hooks:
+        for components in (subject.components, subject.second):
+            first = components.unet.conv_in
+            look = lambda *_, first=first: found.append("forward" in vars(first))  # noqa: E731
+            hooks.enter_context(components.unet.register_forward_hook(look))
+        measure.timed_in_turns(subject, plan.Block(0, "a cat face", 1, ("base", "stacked")), 1, settings, plan.Roles(True, False), pack)
+    assert len(found) >= 8 and set(found) == {pack}
 
 
 def test_in_four_blocks_a_condition_has_every_role_once_in_an_order_of_its_own():
