@@ -26,7 +26,7 @@ from sdlora.benchmark import (
     statistics,
     stock,
 )
-from sdlora.benchmark.conditions import Subject, active
+from sdlora.benchmark.conditions import CONDITIONS, Subject, active
 from sdlora.benchmark.turns import together
 from sdlora.errors import SdloraError
 
@@ -320,6 +320,10 @@ def test_a_result_in_turns_comes_back_from_json_and_an_earlier_file_is_one_of_pi
     assert again.config.pairing == "pictures" and again.samples == old.samples and result.analyse(again).rows[1].turns is None
 
 
+def test_every_condition_has_a_colour_of_its_own():
+    assert len(set(plot.COLOURS)) == len(plot.COLOURS) >= len(CONDITIONS)
+
+
 def test_check_holds_turns_against_turns_alone(settings, tmp_path):
     for name, ratio in (("recorded", 1.1), ("slower", 1.3)):
         result.write(turned(settings, RATIOS | {"stacked": ratio}), tmp_path / name)
@@ -338,6 +342,7 @@ def test_check_holds_turns_against_turns_alone(settings, tmp_path):
         (["steps=1"], "pairing = steps compares the steps"),
         (["pairing=pictures", "warmup=0"], "warmup is 0"),
         (["pairing=pairs"], "pairing"),
+        (["conditions=['base']"], "conditions names the base alone"),
     ],
 )
 def test_a_pairing_that_cannot_be_is_refused(change, words):
