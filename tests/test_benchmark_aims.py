@@ -76,6 +76,8 @@ def test_whole_commands_are_timed_where_they_are_aimed_at_and_only_there(setting
     found = commands.measure(settings.model_copy(update={"seconds": {HELP: 0.3, FIRST: 6.0}, "width": 64}))
     assert [(one.operation, len(one.seconds)) for one in found] == [(HELP, commands.TIMES), (FIRST, commands.TIMES)]
     assert called[0] == ["--help"] and called[1][:2] == ["generate", "a cat face"] and "--width=64" in called[1]
+    tagged = settings.model_copy(update={"prompts": ("a cat face <lora:first:1>",)})  # the benchmark's words, and no command's file
+    assert commands.first(tagged, settings.output)[:2] == ["generate", "a cat face"]
     made = settings.model_copy(update={"seconds": {FIRST: 6.0}, "base": "random:sd1"})
     assert commands.measure(made) == ()
 

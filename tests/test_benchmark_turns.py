@@ -2,7 +2,7 @@
 
 import json
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from sdlora.benchmark import (
     statistics,
     stock,
 )
-from sdlora.benchmark.conditions import Subject, active
+from sdlora.benchmark.conditions import CONDITIONS, Subject, active
 from sdlora.benchmark.turns import together
 from sdlora.errors import SdloraError
 
@@ -168,6 +168,19 @@ def test_both_pack_where_the_second_still_finds_room_for_it(components, monkeypa
         assert second.packs(components) is packed
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_both_pack_or_neither_does_however_much_memory_the_first_ones_copies_leave(subject, settings, monkeypatch, pack):
+    monkeypatch.setattr(second.guard, "ample", lambda *_: not pack)
+    found = []
+    with ExitStack() as hooks:
+        for components in (subject.components, subject.second):
+            first = components.unet.conv_in
+            look = lambda *_, first=first: found.append("forward" in vars(first))  # noqa: E731
+            hooks.enter_context(components.unet.register_forward_hook(look))
+        measure.timed_in_turns(subject, plan.Block(0, "a cat face", 1, ("base", "stacked")), 1, settings, plan.Roles(True, False), pack)
+    assert len(found) >= 8 and set(found) == {pack}
+
+
 def test_in_four_blocks_a_condition_has_every_role_once_in_an_order_of_its_own():
     for number in range(6):
         found = [plan.roles(block, number, seed=0) for block in range(8)]
@@ -307,6 +320,10 @@ def test_a_result_in_turns_comes_back_from_json_and_an_earlier_file_is_one_of_pi
     assert again.config.pairing == "pictures" and again.samples == old.samples and result.analyse(again).rows[1].turns is None
 
 
+def test_every_condition_has_a_colour_of_its_own():
+    assert len(set(plot.COLOURS)) == len(plot.COLOURS) >= len(CONDITIONS)
+
+
 def test_check_holds_turns_against_turns_alone(settings, tmp_path):
     for name, ratio in (("recorded", 1.1), ("slower", 1.3)):
         result.write(turned(settings, RATIOS | {"stacked": ratio}), tmp_path / name)
@@ -325,6 +342,7 @@ def test_check_holds_turns_against_turns_alone(settings, tmp_path):
         (["steps=1"], "pairing = steps compares the steps"),
         (["pairing=pictures", "warmup=0"], "warmup is 0"),
         (["pairing=pairs"], "pairing"),
+        (["conditions=['base']"], "conditions names the base alone"),
     ],
 )
 def test_a_pairing_that_cannot_be_is_refused(change, words):

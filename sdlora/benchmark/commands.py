@@ -11,6 +11,7 @@ from time import perf_counter
 from sdlora.benchmark.bases import RANDOM
 from sdlora.benchmark.config import BenchmarkConfig
 from sdlora.benchmark.handling import Handling
+from sdlora.benchmark.measure import untagged
 from sdlora.benchmark.names import FIRST, HELP
 from sdlora.errors import SdloraError
 
@@ -30,7 +31,7 @@ def first(config: BenchmarkConfig, folder: Path) -> list[str]:
     settings = {"base": config.base, "steps": config.steps, "guidance": config.guidance, "seed": config.seeds[0]}
     settings |= {"device": config.device, "precision": config.precision, "output": folder}
     sizes = {name: side for name in ("width", "height") if (side := getattr(config, name)) is not None}
-    return ["generate", config.prompts[0], *(f"--{name}={value}" for name, value in (settings | sizes).items())]
+    return ["generate", untagged(config.prompts[0], config.strength), *(f"--{name}={value}" for name, value in (settings | sizes).items())]
 
 
 def seconds(words: Sequence[str], config: BenchmarkConfig) -> float:

@@ -16,6 +16,7 @@ from sdlora.benchmark.names import BASE, CONDITION_NAMES, CONTROL
 from sdlora.benchmark.stock import Stock
 from sdlora.benchmark.turns import Pause
 from sdlora.generation import Request, generate
+from sdlora.generation.generate import Always
 from sdlora.models import Components
 
 
@@ -106,7 +107,7 @@ def installed(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def active(subject: Subject, name: str, prompt: str, on: Components | None = None, pack: bool = True) -> Iterator[Active]:
+def active(subject: Subject, name: str, prompt: str, on: Components | None = None, pack: bool | Always = True) -> Iterator[Active]:
     """The model of `subject` under the condition `name`, with the adapters of `prompt`; afterwards it is the base again.
 
     on    the set of networks, the first one by default; what is compiled is on the second, and the reference has layers of its own

@@ -88,6 +88,8 @@ class BenchmarkConfig(Settings):
     def _steps_take_turns(self) -> "BenchmarkConfig":
         if self.pairing == "steps" and self.steps < 2:
             raise ValueError("pairing = steps compares the steps behind the first, and steps is 1; draw more, or set pairing = pictures")
+        if self.pairing == "steps" and self.conditions and set(self.conditions) == {BASE}:
+            raise ValueError("conditions names the base alone, and with pairing = steps it takes turns with another; add 'base again'")
         if self.pairing == "pictures" and not self.warmup:
             raise ValueError("warmup is 0, and with pairing = pictures the first step after a switch would be timed; set 1 or more")
         return self

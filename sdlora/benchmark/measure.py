@@ -23,6 +23,7 @@ from sdlora.benchmark.plan import Block, Roles
 from sdlora.benchmark.turns import Player, together
 from sdlora.errors import SdloraError, nearest
 from sdlora.generation import Request
+from sdlora.generation.generate import Always
 from sdlora.images import save_png
 
 TAG = re.compile(r",?\s*<lora:[^:>]+(?::([-+.\d]+))?>")
@@ -99,10 +100,11 @@ def timed_in_turns(subject: Subject, block: Block, place: int, config: Benchmark
     """Two samples whose steps took turns: of the base, and of a condition. Each has networks of its own, and all its turns are its time."""
     name, device, wanted = block.order[place], subject.components.device, requests(config, block.prompt, block.seed)
     own, other = subject.sets(name, roles.swapped)
+    same: bool | Always = "always" if pack else False  # the second would else be asked when the first has made its copies
     with ExitStack() as stack:
-        base = stack.enter_context(active(subject, BASE, block.prompt, other, pack))
+        base = stack.enter_context(active(subject, BASE, block.prompt, other, same))
         begun = perf_counter()
-        condition = stack.enter_context(active(subject, name, block.prompt, own, pack))
+        condition = stack.enter_context(active(subject, name, block.prompt, own, same))
         switched = perf_counter() - begun
         for one in (base, condition):
             warm(one, wanted, config)

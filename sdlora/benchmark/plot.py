@@ -18,6 +18,7 @@ BOX = {"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1}  # so that no line
 COLOURS = (  # as many as there are conditions
     *("#4c566a", "#8fa1b3", "#2a78b8", "#d9822b", "#5a9e4b", "#a2559b", "#c0392b"),
     *("#16a3a3", "#8c6d31", "#e377c2", "#9a9a00", "#3b3b98", "#111111", "#7f4f24"),
+    *("#e0a458", "#7a1f3d"),
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -23,6 +23,8 @@ from sdlora.strength import Strength, strength
 
 POSITIONS = 1024  # latent positions in a batch by default: 4 pictures of 64 px with f = 4, where the gain ends on a CPU
 ENCODED = 16  # init pictures that are kept as latents, for requests to come
+
+Always = Literal["always"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ def generate(
     named: Mapping[str, Adapter] | None = None,
     offload: torch.device | None = None,
     say: Callable[[str], None] | None = None,
-    pack: bool = True,
+    pack: bool | Always = True,
 ) -> Iterator[Picture]:
     """The pictures, in the order of their requests, each as soon as its batch is done.
 
@@ -70,6 +72,7 @@ def generate(
     offload   a device with little memory: text encoders, U-Net and VAE come there in turn and go back to where they were.
     pack      on a CPU convolutions keep copies of their weights in the kernel's order while a batch is drawn, where these take no more
               than a quarter of the memory that is free (docs/memory.md). False: never; what is drawn then differs by rounding.
+              "always": without asking what is free, for a caller that has asked.
 
     SdloraError (before anything is drawn) for a size that the model or the memory cannot draw, for more steps than the schedule has
     noise levels, for an init picture or a mask that cannot be used and for a tag without an adapter; and when a picture turns into NaN,
@@ -88,7 +91,7 @@ def generate(
             adapters.check(components, chosen, group.apply)
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
         say(adapters.said([group.apply for group in groups for _ in group.requests]))
-    return _pictures(components, groups, named or {}, callback, offload, pack and guard.ample(components, offload))
+    return _pictures(components, groups, named or {}, callback, offload, pack == "always" or (pack and guard.ample(components, offload)))
 
 
 def check_batch(batch: int | None) -> None:
