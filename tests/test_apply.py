@@ -306,3 +306,30 @@ def test_an_unknown_target_names_the_nearest_and_an_empty_one_is_refused(compone
         select({"unet": components.unet}, ["text_mlp"])
     with pytest.raises(SdloraError, match="unknown way to apply"):
         applied(components.modules, [], "fuse")
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(torch.nn.Linear(12, 9), (12,)), (torch.nn.Conv2d(12, 9, 3), (12, 5, 5))])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_layer_that_is_called_without_a_batch_has_its_update_and_keeps_its_shape(layer, shape, gradient):
+    """An infinite number in an adapter at 0 takes the way of rows with strengths of their own."""
+    generator, kernel = torch.Generator().manual_seed(2), layer.weight.shape[2:]
+    a, b = torch.randn((2, 12, *kernel), generator=generator), torch.randn((9, 2, *(1 for _ in kernel)), generator=generator)
+    update, x = Lora(a, b, 3.0), torch.randn(shape, generator=generator)
+    adapter, wild = (Adapter({"unet.0": one}) for one in (update, Lora(torch.full_like(a, torch.inf), b, 1.0)))
+    with torch.set_grad_enabled(gradient):
+        expected = layer(x) + 0.5 * update.residual(x, layer)
+        for weighted in ([(adapter, 0.5)], [(adapter, 0.5), (wild, 0.0)][: 1 if gradient else 2]):
+            with stacked({"unet": torch.nn.Sequential(layer)}, weighted):
+                torch.testing.assert_close(layer(x), expected, **CLOSE)
+
+
+def test_strengths_that_were_set_in_inference_mode_can_be_changed_and_differentiated_through_outside_of_it():
+    layer, rows = torch.nn.Linear(4, 3), [[0.5], [2.0]]
+    update = Lora(torch.randn(2, 4), torch.randn(3, 2), 2.0)
+    with stacked({"unet": torch.nn.Sequential(layer)}, [(Adapter({"unet.0": update}), 1.0)]) as stack:
+        with torch.inference_mode():
+            stack.set_rows(rows[::-1])
+        stack.set_rows(rows)
+        x = torch.randn(2, 4, requires_grad=True)
+        expected = layer.forward(x) + torch.tensor(rows) * update.residual(x, layer)
+        torch.testing.assert_close(torch.autograd.grad(layer(x).sum(), x), torch.autograd.grad(expected.sum(), x))

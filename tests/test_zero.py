@@ -66,10 +66,20 @@ def test_a_configuration_file_counts_instead_of_flags_and_what_has_no_effect_is_
     found = zero.told(launched("--zero_stage", "1", "--deepspeed_config_file", str(path)))
     assert found.stage == 3 and found.remark.endswith("; without effect: zero_optimization.overlap_comm, steps_per_print")
     assert zero.told(configured({"train_batch_size": "auto"})).stage == 0, "DeepSpeed's own default"
-    with pytest.raises(SdloraError, match="cannot be read as JSON"):
+    with pytest.raises(SdloraError, match="none.json is not there"):
         zero.told(launched("--deepspeed_config_file", str(tmp_path / "none.json")))
+    path.write_text("{")
+    with pytest.raises(SdloraError, match="cannot be read as JSON"):
+        zero.told(launched("--deepspeed_config_file", str(path)))
     with pytest.raises(SdloraError, match="there are stages 0 to 3"):
         zero.told(configured({"zero_optimization": {"stage": 4}}))
+
+
+def test_what_a_configuration_leaves_open_is_what_the_flags_say():
+    left = {"zero_optimization": {"stage": "auto"}, "gradient_clipping": "auto", "train_batch_size": "auto"}
+    assert zero.told(configured(left)).config == {zero.STAGE: 2}, "accelerate's own default"
+    assert sharding.told(configured(left) | launched("--zero_stage", "3")) == Sharding()
+    assert zero.told(configured(left) | launched("--gradient_clipping", "0.5")).config == {zero.STAGE: 2, "gradient_clipping": 0.5}
 
 
 @pytest.mark.parametrize(

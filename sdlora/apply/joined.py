@@ -71,7 +71,7 @@ class First:
         return seen[1]
 
     def _products(self, x: Tensor) -> Any:
-        return F.linear(x, self.a).mul_(self.strengths.to(x.device)) if self.rows is None else self.chosen().first(x)
+        return F.linear(x, self.a).mul_(self.strengths[0].to(x.device)) if self.rows is None else self.chosen().first(x)
 
     def add_rows(self, x: Tensor, output: Tensor, member: int) -> Tensor:
         """Under `rows`: x (rows, L, in), and `output` (rows, L, out) is summed into."""

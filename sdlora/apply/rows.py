@@ -137,7 +137,8 @@ def by_setting(rows: Rows, first: First, member: int, layer: nn.Module, x: Tenso
 
 
 def expanded(s: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
-    """Strengths (rows or 1, Σr) in the shape that multiplies the bottleneck of `layer` for x."""
+    """Strengths (rows or 1, Σr) in the shape that multiplies the bottleneck of `layer` for x, with a batch or without."""
+    s = s[0] if len(s) == 1 else s
     if isinstance(layer, nn.Conv2d):
         return s.view(*s.shape, 1, 1)  # (n, Σr, h, w) has its channels second
-    return s.view(len(s), *(1,) * (x.dim() - 2), -1)
+    return s.view(len(s), *(1,) * (x.dim() - 2), -1) if s.dim() == 2 else s

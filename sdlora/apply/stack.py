@@ -117,9 +117,10 @@ class Vectors:
     def set(self, etas: Tensor) -> None:
         """η per row and adapter, (rows, k) fp64; one row is every row's."""
         if len(etas) != len(self.values):
-            self.values = torch.empty(len(etas), len(self.scales), device=self.group[0].a.device)
-            for first, part in zip(self.group, self.values.split(self.sizes, dim=1), strict=True):
-                first.strengths = part
+            with torch.inference_mode(False):  # made in it, they could not be changed outside of it
+                self.values = torch.empty(len(etas), len(self.scales), device=self.group[0].a.device)
+                for first, part in zip(self.group, self.values.split(self.sizes, dim=1), strict=True):
+                    first.strengths = part
         self.values.copy_(self.scales * etas[:, self.owners])
 
 

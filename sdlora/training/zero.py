@@ -70,7 +70,8 @@ def told(environment: Mapping[str, str] = os.environ) -> Zero | None:
     if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in YES:
         return None
     own = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
-    given = dict(_flags(environment)) if own.lower() in FREE else _file(own)
+    flags = dict(_flags(environment))
+    given = flags if own.lower() in FREE else _file(own, flags)
     stage = given.get(STAGE, 0)
     if not isinstance(stage, int) or not 0 <= stage <= 3:
         raise SdloraError(f"DeepSpeed was told {STAGE} {stage!r}; there are stages 0 to 3")
@@ -97,16 +98,19 @@ def _flags(environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
         yield "deepspeed_moe_layer_cls_names", experts
 
 
-def _file(given: str) -> dict[str, Any]:
-    """DeepSpeed's own configuration, flattened: the path of a JSON file, or JSON itself, plain or in base64, as accelerate reads it."""
+def _file(given: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's own configuration, flattened: the path of a JSON file, or JSON itself, plain or in base64, as accelerate reads it.
+    Where it says "auto", the launcher's flag counts, as accelerate fills it in."""
     try:
         text = Path(given).read_text(encoding="utf-8") if os.path.exists(given) else given
         found = json.loads(text if text.lstrip().startswith("{") else base64.urlsafe_b64decode(text))
     except (OSError, ValueError) as error:
-        raise SdloraError(f"--deepspeed_config_file {given} cannot be read as JSON ({error}); mend it, or leave it out") from error
+        why = f"cannot be read as JSON ({error})" if os.path.exists(given) else "is not there, nor is it JSON itself"
+        raise SdloraError(f"--deepspeed_config_file {given} {why}; mend it, or leave it out") from error
     if not isinstance(found, dict):
         raise SdloraError(f"--deepspeed_config_file {given} is no object of names and values; mend it, or leave it out")
-    return {name: value for name, value in _flat(found) if not (isinstance(value, str) and value.lower() in FREE) and value is not None}
+    filled = ((name, flags.get(name, value) if value == "auto" else value) for name, value in _flat(found))
+    return {name: value for name, value in filled if not (isinstance(value, str) and value.lower() in FREE) and value is not None}
 
 
 def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
