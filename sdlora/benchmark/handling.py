@@ -31,19 +31,18 @@ class Handling:
 
 
 def measure(subject: Subject, prompt: str, repeats: int) -> tuple[Handling, ...]:
-    """Every operation `repeats` times, ours and, where the reference is at hand, PEFT's, in turns; first alone, then as the 25th.
+    """Every operation `repeats` times, ours and, where the reference is at hand, PEFT's, in turns; then PEFT's as the 25th.
 
-    As the 25th each for itself: the third of a second that PEFT's takes, with all that it looks through, would leave nothing of ours in
-    the processor's caches, and its other 24 are no matter of ours.
+    Ours as the 25th comes a moment after ours as the first, so that both are timed at one speed of the machine, and without PEFT's 24:
+    those are no matter of ours.
     """
     with tempfile.TemporaryDirectory(prefix="sdlora-benchmark-") as folder:
         path = Path(folder) / "adapter.safetensors"
         files.save(subject.adapters[prompt][0], path)
-        rounds = [{**ours(subject, path, prompt), **theirs(subject, prompt)} for _ in range(repeats + 1)][1:]  # the first one warms up
-        with crowd(subject, prompt):
-            late = [ours_late(subject, path) for _ in range(repeats + 1)][1:]
+        # the first of each warms up
+        rounds = [{**ours(subject, path, prompt), **theirs(subject, prompt)} for _ in range(repeats + 1)][1:]
         with their_crowd(subject, prompt):
-            late = [{**own, **theirs_late(subject, prompt)} for own in [late[0], *late]][1:]
+            late = [theirs_late(subject, prompt) for _ in range(repeats + 1)][1:]
     return tuple(Handling(name, tuple(r[name] for r in several)) for several in (rounds, late) for name in several[0])
 
 
@@ -64,9 +63,18 @@ def ours(subject: Subject, path: Path, prompt: str) -> dict[str, float]:
             )
     with time.around(fused(modules, [(adapter, eta)]), "fused"):
         pass
-    with ExitStack() as block:
-        time(READY, lambda: block.enter_context(stacked(modules, [(files.load(path, modules), eta)])))
+    put_on(subject, path, READY, time)
+    with crowd(subject, prompt):
+        put_on(subject, path, LATE, time)
     return time.seconds
+
+
+def put_on(subject: Subject, path: Path, name: str, time: Stopwatch) -> None:
+    """An adapter from its file onto the model, after one that is not counted."""
+    modules = subject.components.modules
+    for take in (lambda action: action(), lambda action: time(name, action)):
+        with ExitStack() as block:
+            take(lambda: block.enter_context(stacked(modules, [(files.load(path, modules), subject.strength)])))
 
 
 def theirs(subject: Subject, prompt: str) -> dict[str, float]:
@@ -81,6 +89,8 @@ def theirs(subject: Subject, prompt: str) -> dict[str, float]:
         stock.pipeline.set_adapters(["one"], [subject.strength])
 
     try:
+        load()  # not counted, as ours
+        stock.pipeline.unload_lora_weights()
         time(THEIRS, load)
         time(THEIR_CHANGE, lambda: stock.pipeline.set_adapters(["one"], [subject.strength / 2]))
     finally:
@@ -110,16 +120,6 @@ def their_crowd(subject: Subject, prompt: str) -> Iterator[None]:
 def others(subject: Subject, prompt: str) -> list[Adapter]:
     adapters = subject.adapters[prompt]
     return [adapters[i % len(adapters)] for i in range(OTHERS)]
-
-
-def ours_late(subject: Subject, path: Path) -> dict[str, float]:
-    """The 25th adapter, after one that is not counted: the first is timed after others of ours, too."""
-    modules, time = subject.components.modules, Stopwatch(subject.components.device)
-    with stacked(modules, [(files.load(path, modules), subject.strength)]):
-        pass
-    with ExitStack() as block:
-        time(LATE, lambda: block.enter_context(stacked(modules, [(files.load(path, modules), subject.strength)])))
-    return time.seconds
 
 
 def theirs_late(subject: Subject, prompt: str) -> dict[str, float]:
