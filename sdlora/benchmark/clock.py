@@ -13,14 +13,21 @@ import torch
 def timing(device: torch.device) -> Iterator[list[float]]:
     """Appends the seconds of the body."""
     seconds: list[float] = []
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         synchronise(device)
         start = perf_counter_ns()
         yield seconds
         synchronise(device)
         seconds.append((perf_counter_ns() - start) / 1e9)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected inside."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
         gc.enable()
 

@@ -35,7 +35,7 @@ class Condition:
     idle: bool = False  # on the model with η = 0
     stock: bool = False  # stock diffusers in place of our generation; its adapters are PEFT's
     own: bool = False  # picture i of a batch has adapter i of `count`, alone and at full strength
-    compiled: bool = False  # the U-Net goes through torch.compile; adapters then have to be fused
+    compiled: bool = False  # the U-Net goes through torch.compile; its adapters are fused, as `auto` has them there
 
 
 CONDITIONS = {

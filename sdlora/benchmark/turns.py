@@ -5,16 +5,14 @@ other. Greenlets change places within a thread in about a microsecond, so that o
 """
 
 import contextvars
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from sdlora.benchmark.clock import synchronise
+from sdlora.benchmark.clock import synchronise, uncollected
 
 Pause = Callable[[int], None]  # called by a drawing after each step, with its number from 1; returns when it is its turn again
 
@@ -74,14 +72,3 @@ def together(drawings: Sequence[Callable[[Pause], Any]], device: torch.device) -
             for player in players:
                 player.stop()
     return players
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage is collected inside."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
