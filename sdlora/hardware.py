@@ -112,6 +112,14 @@ def peak(device: torch.device) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
+def check_compiling(where: torch.device) -> None:
+    """SdloraError on the CPU, where networks that are compiled are drawn with in more time, and not in less, than with those of
+    sdlora.lean: docs/benchmarks has how much."""
+    if where.type == "cpu" and torch.backends.mkldnn.is_available():
+        found = "compile is set, and on the CPU a compiled U-Net is slower than one that is not"
+        raise SdloraError(f"{found} (docs/benchmarks says by how much); leave it out, it is for GPUs")
+
+
 def compile_calls(module: nn.Module, backend: str = "inductor") -> None:
     """Calls of `module` go through torch.compile from now on. Where hooks of its layers have come or gone, by which adapters are
     stacked, it is compiled once more for that set of them; what is called with them as before is not."""

@@ -44,6 +44,17 @@ def finite(*tensors: Tensor) -> bool:
     return math.isfinite(total.item()) or all(bool(tensor.isfinite().all()) for tensor in wide)
 
 
+def every(module: nn.Module) -> list[nn.Module]:
+    """`module` and all within it, each once. `nn.Module.modules` yields through as many generators as a module lies deep, which for a
+    U-Net takes milliseconds."""
+    found, waiting = dict.fromkeys([module]), [module]
+    while waiting:
+        inner = [child for child in waiting.pop()._modules.values() if child is not None and child not in found]
+        found |= dict.fromkeys(inner)
+        waiting += inner
+    return list(found)
+
+
 def adaptable(module: nn.Module) -> dict[str, nn.Module]:
     """Dotted name -> layer, for every Linear and every ungrouped Conv2d of `module`, in the order of its `named_modules`.
 

@@ -116,6 +116,14 @@ def test_what_is_resident_elsewhere_comes_back_even_after_an_error():
         assert other.weight.device.type == "cpu"
 
 
+def test_compiling_is_refused_on_the_cpu_before_anything_is_loaded_and_taken_on_a_gpu(monkeypatch):
+    with pytest.raises(SdloraError, match="compile is set.*on the CPU.*slower.*leave it out"):
+        generation.load("/nowhere", device="cpu", compile=True)
+    hardware.check_compiling(torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    hardware.check_compiling(torch.device("cpu"))
+
+
 def test_compiled_calls_come_and_go(components):
     with hardware.compiled(components.unet):
         assert hardware.is_compiled(components.unet)

@@ -14,9 +14,11 @@ from sdlora.benchmark.work import Counter
 from sdlora.conditioning import Conditioning, predict
 from sdlora.generation import Request, generate, guard
 from sdlora.lean import copies, install, lean, pays
-from sdlora.lean.layers import Convolution, Norm
+from sdlora.lean.layers import FEW, Convolution, Norm, Pointwise, Product
+from sdlora.lean.once import Step
 
 ROWS = 20
+BOTH = "convolutions and products"
 
 
 def inputs(rows: int, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,10 +54,10 @@ def without_gradients() -> Iterator[None]:
 
 def test_without_packing_the_result_is_the_models_bit_for_bit(components):
     x, context = inputs(3)
-    with lean(components.unet, pack=False):
+    with lean(components.unet, room=0):
         found, picture = said(components.unet, x, context), components.vae.decode(x).sample
     assert torch.equal(found, said(components.unet, x, context))
-    with lean(components.vae.decoder, pack=False):
+    with lean(components.vae.decoder, room=0):
         assert torch.equal(components.vae.decode(x).sample, picture)
 
 
@@ -90,6 +92,22 @@ def test_a_row_is_the_same_bits_among_any_number_of_rows_and_on_any_number_of_th
             assert torch.equal(found[7 - start : 8 - start], one)
 
 
+@pytest.mark.parametrize("positions", [1, 4, 15, 16, 77, 300])
+@pytest.mark.parametrize(("inside", "out"), [(128, 1024), (1280, 320), (320, 2560)])
+def test_a_product_is_exact_to_rounding_and_each_row_the_same_bits_among_any_number_on_any_number_of_threads(inside, out, positions):
+    layer, generator = nn.Linear(inside, out), torch.Generator().manual_seed(0)
+    x, product = torch.randn((ROWS, positions, inside), generator=generator), Product(layer, True)
+    exact = deepcopy(layer).double()(x.double())
+    found = []
+    for count in (1, 2):
+        with threads(count):
+            found += [product(x[:rows])[0] for rows in (2, 8, ROWS, 16, 3)]
+            found += [Product(layer, True)(x[:1])[0]] if positions >= FEW else []
+    assert (product.packed is not None) == (positions >= FEW)
+    torch.testing.assert_close(product(x).double(), exact, rtol=1e-5, atol=1e-5)
+    assert positions < FEW or all(torch.equal(one, found[0]) for one in found)
+
+
 def test_rows_of_one_block_may_come_in_any_number(components):
     x, context = inputs(ROWS)
     with lean(components.unet):
@@ -112,7 +130,7 @@ def test_a_block_within_a_block_changes_nothing_and_leaves_the_outer_one(compone
     x, context = inputs(2)
     with lean(components.unet):
         outer = said(components.unet, x, context)
-        with lean(components.unet, pack=False):
+        with lean(components.unet, room=0):
             assert torch.equal(said(components.unet, x, context), outer)
         assert torch.equal(said(components.unet, x, context), outer)
 
@@ -180,7 +198,7 @@ def test_what_the_blocks_leave_out_is_computed_by_diffusers_own(components):
     mask[:, 40:] = 0
     words = {"timestep": torch.tensor(400.0), "encoder_hidden_states": context, "encoder_attention_mask": mask}
     plain = components.unet(x, **words).sample
-    with lean(components.unet, pack=False):
+    with lean(components.unet, room=0):
         assert torch.equal(components.unet(x, **words).sample, plain)
         words.pop("encoder_attention_mask")
         assert (components.unet(x, **words).sample - plain).abs().max() > 1e-3
@@ -197,7 +215,7 @@ def test_the_other_families_blocks_are_the_same_bit_for_bit_too(loaded):
             wide = pooled - 6 * base.unet.config.addition_time_embed_dim
             words = {"added_cond_kwargs": {"text_embeds": torch.ones(2, wide), "time_ids": ids}}
         plain = base.unet(x, torch.tensor(400.0), encoder_hidden_states=context, **words).sample
-        with lean(base.unet, pack=False):
+        with lean(base.unet, room=0):
             assert torch.equal(base.unet(x, torch.tensor(400.0), encoder_hidden_states=context, **words).sample, plain)
         with lean(base.unet):
             packed = base.unet(x, torch.tensor(400.0), encoder_hidden_states=context, **words).sample
@@ -205,12 +223,16 @@ def test_the_other_families_blocks_are_the_same_bit_for_bit_too(loaded):
 
 
 def test_the_copies_are_counted_by_the_bytes_of_what_is_packed(components):
-    x, context = inputs(2)
-    with lean(components.unet):
+    x, context = inputs(2, side=32)  # each layer but those of the timestep has positions enough
+    with lean(components.unet) as taken:
         said(components.unet, x, context)
         own = [vars(module).get("forward") for module in components.unet.modules()]
-        packed = [one.layer.weight.numel() * 4 for one in own if isinstance(one, Convolution)]
-    assert sum(packed) == copies(components.unet) > 1e6
+        own = [one.own if isinstance(one, Step) else one for one in own]
+        packed = [one.layer.weight.nbytes for one in own if getattr(one, "packed", None) is not None]
+        pointwise = [one.product.layer.weight.nbytes for one in own if isinstance(one, Pointwise) and one.product.packed is not None]
+    seldom = [one.layer.weight.nbytes for one in own if isinstance(one, Product) and one.packed is None]
+    assert sum(packed) + sum(pointwise) + sum(seldom) == taken == copies(components.unet)
+    assert sum(packed) > 0.9 * taken and len(seldom) <= 10
 
 
 def test_a_step_counts_as_many_operations_packed_as_plain(components):
@@ -230,33 +252,38 @@ def drawn(components, **settings) -> np.ndarray:
     return np.asarray(next(generate(components, [Request("a cat face", seed=1, steps=2)], **settings)).image)
 
 
-def packings(components, monkeypatch: pytest.MonkeyPatch, **settings) -> list[bool]:
-    """Whether the first convolution was packed at each call of the U-Net."""
+def packings(components, monkeypatch: pytest.MonkeyPatch, **settings) -> list[str]:
+    """What was packed at each call of the U-Net."""
     found = []
-    first = components.unet.conv_in
-    with components.unet.register_forward_hook(lambda *_: found.append(isinstance(vars(first).get("forward"), Convolution))):
+
+    def look(*_) -> None:
+        kinds = {type(vars(module).get("forward")) for module in components.unet.modules()}
+        found.append(" and ".join(word for kind, word in ((Convolution, "convolutions"), (Product, "products")) if kind in kinds))
+
+    with components.unet.register_forward_hook(look):
         drawn(components, **settings)
     return found
 
 
 def test_generation_packs_within_a_quarter_of_the_free_memory_and_never_where_the_user_says_so(components, monkeypatch):
-    wanted = copies(components.unet) + copies(components.vae.decoder)
-    monkeypatch.setattr(guard, "unused", lambda device: 4 * wanted)
+    both, first = copies(components.unet), install.copied(components.unet.modules(), install.convolves)
     monkeypatch.setattr(guard, "check", lambda *_: None)
-    assert packings(components, monkeypatch) == [True, True]
-    assert packings(components, monkeypatch, pack=False) == [False, False]
-    monkeypatch.setattr(guard, "unused", lambda device: 4 * wanted - 1)
-    assert packings(components, monkeypatch) == [False, False]
-    assert not guard.ample(components, torch.device("cuda"))
+    for free, packed in ((4 * both, BOTH), (4 * both - 1, "convolutions"), (4 * first, "convolutions"), (4 * first - 1, "")):
+        monkeypatch.setattr(guard, "unused", lambda device, free=free: free)
+        assert packings(components, monkeypatch) == [packed] * 2
+    assert packings(components, monkeypatch, pack="always") == [BOTH] * 2
+    monkeypatch.setattr(guard, "unused", lambda device: 1 << 40)
+    assert packings(components, monkeypatch, pack=False) == [""] * 2
+    assert guard.room(torch.device("cpu")) > guard.room(torch.device("cuda")) == 0
 
 
 def test_large_copies_are_made_for_many_calls_alone(components, monkeypatch):
     assert pays(components.unet, 1)
     monkeypatch.setattr(install, "SMALL", 0)
     assert not pays(components.unet, 9) and pays(components.unet, 10)
-    assert packings(components, monkeypatch) == [False, False]
+    assert packings(components, monkeypatch) == [""] * 2
     monkeypatch.setattr(install, "CALLS", 2)
-    assert packings(components, monkeypatch) == [True, True]
+    assert packings(components, monkeypatch) == [BOTH] * 2
 
 
 def test_packed_and_plain_draw_the_same_picture_to_one_level(components):

@@ -9,6 +9,7 @@ from torch import nn
 from sdlora.adapter import Adapter
 from sdlora.apply.constant import constant, cross_attention
 from sdlora.apply.dropout import dropping
+from sdlora.apply.fold import folding
 from sdlora.apply.fuse import fused
 from sdlora.apply.inject import attach, carriers, eject, extract, inject, suspended
 from sdlora.apply.stack import Stack, stacked
@@ -39,6 +40,7 @@ __all__ = [
     "dropping",
     "eject",
     "extract",
+    "folding",
     "fused",
     "inject",
     "plan",

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdlora.layers import every
+
 MEMORY = "_call_impl"  # what a module's __call__ calls; an attribute of the instance goes before the class's
 
 
@@ -54,7 +56,7 @@ def cross_attention(unet: nn.Module) -> list[nn.Module]:
     """The layers of `unet` that see nothing but the embedded prompt: the keys and values of its cross-attention."""
     return [
         layer
-        for module in unet.modules()
+        for module in every(unet)
         if getattr(module, "is_cross_attention", False)
         for layer in (module.to_k, module.to_v)
         if isinstance(layer, nn.Linear)

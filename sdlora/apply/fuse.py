@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sdlora.adapter import Adapter
 from sdlora.apply.constant import forget
+from sdlora.apply.fold import unfold
 from sdlora.checkpoints.origins import origin, reread
 from sdlora.errors import SdloraError
 from sdlora.matching import matched, weight_of
@@ -96,6 +97,7 @@ def fused(modules: Mapping[str, nn.Module], weighted: Sequence[tuple[Adapter, fl
 
 @torch.no_grad()
 def _add(layer: nn.Module, block: object, parts: list[tuple[Any, float]]) -> None:
+    unfold(layer)
     fusion: Fusion = getattr(layer, STATE, None) or Fusion(_original(layer))
     setattr(layer, STATE, fusion)
     fusion.parts[block] = parts
@@ -108,6 +110,7 @@ def _remove(layer: nn.Module, block: object) -> None:
     fusion: Fusion | None = getattr(layer, STATE, None)
     if fusion is None or block not in fusion.parts:
         return
+    unfold(layer)
     del fusion.parts[block]
     fusion.into(weight_of(layer))
     forget([layer])

@@ -1,7 +1,8 @@
 """The updates of one layer as one, on the fly: A x, computed once for all layers that see the same tensor, the strengths, and B.
 
-A forward hook adds them to the layer's output. Where the ranks of a layer sum up to so much that ΔW itself is the cheaper
-product (Σr (in + out) > in out), it multiplies by ΔW, made when the strengths have changed and not before it is needed.
+A forward hook adds them to the layer's output, as long as there is anything to add. Where the ranks of a layer sum up to so much
+that ΔW itself is the cheaper product (Σr (in + out) > in out), it multiplies by ΔW, made when the strengths have changed and not
+before it is needed; and inside a block of apply/fold.py it lets the layer multiply by W + ΔW, once that has become the cheaper way.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
+from sdlora.apply.fold import FOLDING, Folding, unfold
 from sdlora.apply.rows import Gathered, Rows, by_setting, expanded
 from sdlora.errors import SdloraError
 from sdlora.layers import finite, pair
@@ -89,11 +92,13 @@ class Joined:
 
     def __init__(self, layer: nn.Module, first: First, member: int):
         """`layer` is `member` of the layers of `first`."""
-        self.first, self.member = first, member
+        self.layer, self.first, self.member = layer, first, member
         self.owners = first.members[member]
         self.dense = is_cheaper_dense(layer, self.b.shape[1])
         self.delta: Tensor | None = None  # ΔW at the present strengths, where it is worth having
         self.active = False
+        self.spent = 0  # what it has cost since the strengths changed; see Folding
+        self.handle: RemovableHandle | None = None
 
     @property
     def a(self) -> Tensor:
@@ -107,23 +112,52 @@ class Joined:
     def strengths(self) -> Tensor:
         return self.first.strengths[:, self.first.spans[self.member]]
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether it does the same with every row, and takes any number of them."""
+        return self.first.rows is None
+
     def change(self, active: bool) -> None:
-        self.active, self.delta = active, None
+        """The strengths are others; `active` if one of them is not 0: without that the layer is the base's, bit for bit."""
+        unfold(self.layer, self)
+        self.active, self.delta, self.spent = active, None, 0
+        self.listen(active)
+
+    def listen(self, wanted: bool) -> None:
+        """Whether it is asked at the layer's calls."""
+        if wanted and self.handle is None:
+            self.handle = self.layer.register_forward_hook(self)
+        elif not wanted and self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
+    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """B with the strengths and A as matrices, (out, Σr) and (Σr, in …), in fp32 or wider: ΔW is their product."""
+        s = self.strengths.to(device)
+        return self.b.flatten(1) * s, self.a.flatten(1).to(torch.promote_types(self.a.dtype, s.dtype))
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not self.active:  # η = 0 is the base, bit for bit
-            return output
         x = inputs[0]
         self.first.come_to(x.device)
         plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.dtype == output.dtype == self.b.dtype
         plain = plain and (output.is_contiguous() or isinstance(layer, nn.Conv2d)) and not torch.is_autocast_enabled(x.device.type)
         if self.first.rows is not None:
             return self.by_rows(self.first.rows, layer, x, output, plain)
-        if plain and self.dense:
+        if not plain:
+            return self.with_pair(layer, x, output)
+        result = self.on_the_fly(layer, x, output)
+        found: Folding | None = vars(layer).get(FOLDING)
+        if found is not None:
+            found.called(self, result)
+        return result
+
+    def on_the_fly(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """For all rows alike, into the layer's fresh output where that is possible."""
+        if self.dense:
             return self.with_delta(layer, x, output)
-        if plain and isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear):
             h = self.first.product(x, self.member)
-            output.view(-1, output.shape[-1]).addmm_(h.view(-1, h.shape[-1]), self.b.t())  # into the layer's fresh output
+            output.view(-1, output.shape[-1]).addmm_(h.view(-1, h.shape[-1]), self.b.t())
             return output
         return self.with_pair(layer, x, output)
 
@@ -133,8 +167,8 @@ class Joined:
 
     def with_delta(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         if self.delta is None or self.delta.device != x.device:
-            a, b, s = self.a.flatten(1).float(), self.b.flatten(1).float(), self.strengths.to(x.device)
-            self.delta = ((b * s) @ a).view(weight_of(layer).shape).to(x.dtype)
+            b, a = self.factors(x.device)
+            self.delta = (b @ a).view(weight_of(layer).shape).to(x.dtype)
         if isinstance(layer, nn.Conv2d):
             return output.add_(layer._conv_forward(x, self.delta, None))
         output.view(-1, output.shape[-1]).addmm_(x.view(-1, x.shape[-1]), self.delta.t())

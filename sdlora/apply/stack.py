@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sdlora.adapter import Adapter
 from sdlora.apply.constant import forget
@@ -41,7 +40,6 @@ class Stack:
         self.current: Etas = ()
         self.wild = {owner for first in self.firsts for owner in first.wild()}
         self.selections: dict[Any, Selection] = {}
-        self.handles: list[RemovableHandle] = [layer.register_forward_hook(self.joined[name]) for name, layer in layers.items()]
 
     def _first(self, names: Sequence[str]) -> First:
         parts = [_parts(name, self.adapters) for name in names]
@@ -66,12 +64,13 @@ class Stack:
         for row in etas:
             if len(row) != len(self.adapters):
                 raise SdloraError(f"{len(row)} strengths for {len(self.adapters)} stacked adapters; give one per adapter")
-        if etas == self.current:  # and what constant layers remember stays valid
-            return
         distinct = set(etas)
+        etas = etas if len(distinct) > 1 else etas[:1]
+        if etas == self.current:  # and what constant layers remember stays valid, as do layers that are folded
+            return
         hidden = any(etas[0]) and any(etas[0][i] == 0 for i in self.wild)  # 0 · ∞ would be NaN; columns that are not taken are nothing
         rows = Rows(etas, self._selection(etas)) if len(distinct) > 1 or hidden else None
-        values = torch.tensor(etas if rows else etas[:1], dtype=torch.float64)
+        values = torch.tensor(etas, dtype=torch.float64)
         for vectors in self.vectors:
             vectors.set(values)
         for first in self.firsts:
@@ -92,9 +91,9 @@ class Stack:
         return found
 
     def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles = []
+        for joined in self.joined.values():
+            joined.change(False)
+        self.joined = {}  # what is set from now on reaches no layer
         forget(self.layers.values())
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from sdlora.benchmark.conditions import Draw, Subject, active
 from sdlora.generation import Request
 
-ATTENTION, PACKED = "scaled_dot_product", "_convolution_pointwise"
+ATTENTION, PACKED = "scaled_dot_product", ("_convolution_pointwise", "_linear_pointwise")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def counted(func: Any) -> Callable[..., int] | None:
     name = str(func.overloadpacket).rpartition(".")[2]
     if name.startswith(f"_{ATTENTION}") or name == f"{ATTENTION}_attention":
         return attention_backward if name.endswith("backward") else attention
-    if name == PACKED:
-        return convolution
+    if name in PACKED:
+        return packed
     plain = getattr(torch.ops.aten, name.rstrip("_"), func.overloadpacket)
     return flop_registry.get(plain)
 
@@ -66,8 +66,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> int:
     return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
-def convolution(x: Tensor, weight: Tensor, *rest: Any, out_val: Tensor, **named: Any) -> int:
-    """Of a weight (out, in, …) in oneDNN's order, without groups: one product per pixel of the output."""
+def packed(x: Tensor, weight: Tensor, *rest: Any, out_val: Tensor, **named: Any) -> int:
+    """Of a weight (out, in, …) in oneDNN's order, without groups: one product per number of the output, pixels' or rows'."""
     return 2 * out_val.numel() * math.prod(weight.shape[1:])
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdlora import hardware
-from sdlora.apply import constant, cross_attention
+from sdlora.apply import constant, cross_attention, folding
 from sdlora.conditioning import Sizes, time_ids
 from sdlora.errors import SdloraError
 from sdlora.generation import guard, noise, starts
@@ -48,11 +48,12 @@ def draw(
     known: Known,
     callback: Callback | None,
     offload: torch.device | None,
-    pack: bool = False,
+    room: int = 0,
 ) -> list[Image.Image | SdloraError]:
     """The pictures, with an error in the place of one that turned into NaN. `texts` and `known` remember what is encoded already.
 
-    pack  as for sdlora.lean, where it pays within one picture: whatever else is in the batch, the same is done
+    room  bytes for copies of weights by sdlora.lean, where it pays within one picture: whatever else is in the batch, the same is done;
+          what is left is for layers that adapters fold (apply.folding)
     """
     walk, device = passes(components, requests[0]), texts.device
     begun: list[Start] = []
@@ -74,12 +75,16 @@ def draw(
         if one.upscaled and original is not None:
             with hardware.resident([components.vae], offload):
                 original = _upscaled(components, requests, original, one)
-        with hardware.resident([components.unet], offload), lean(components.unet, pack and pays(components.unet, one.steps)):
+        with (
+            hardware.resident([components.unet], offload),
+            lean(components.unet, room if pays(components.unet, one.steps) else 0) as taken,
+            folding(components.unet, room - taken),
+        ):
             original = _pass(components, requests, one, course, device, original, redrawn, after)
         done += one.steps
     assert original is not None  # a picture without init has a pass from noise
     lost = watch.errors(components, requests, total)
-    with hardware.resident([components.vae], offload), lean(components.vae.decoder, pack and pays(components.vae.decoder, 1)):
+    with hardware.resident([components.vae], offload), lean(components.vae.decoder, room if pays(components.vae.decoder, 1) else 0):
         return [lost.get(i) or _finished(components, original[i : i + 1], r, begun[i] if begun else None) for i, r in enumerate(requests)]
 
 

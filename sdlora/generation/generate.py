@@ -1,5 +1,6 @@
 """Requests in, pictures out, any number at a time: what can be drawn together is, and `batch` draws it."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -64,14 +65,16 @@ def generate(
     batch     pictures drawn together at the most, those with different adapters too if these are stacked; by default as many as keep a
               CPU busy. A picture does not depend on it, bit for bit where convolutions are packed; without that PyTorch takes other
               kernels for one row (guidance 1) and, on one thread, from 16 rows on. Stacked adapters of rank 1 altogether, or beside
-              neighbours with others, round differently too (1e-6 of the latents' scale): few numbers of a picture show it, by one level.
+              neighbours with other adapters or strengths, round differently too (1e-6 of the latents' scale): few numbers of a picture
+              show it, by one level.
     callback  is called after every step of every batch.
     named     the adapters that a prompt asks for by <lora:NAME:…>, and those that a request has of its own, by its words for their files.
               Without `weighted` a request's own have to be among them; beside it they may be there for the record.
     say       gets a line that tells what `auto` chose.
     offload   a device with little memory: text encoders, U-Net and VAE come there in turn and go back to where they were.
-    pack      on a CPU convolutions keep copies of their weights in the kernel's order while a batch is drawn, where these take no more
-              than a quarter of the memory that is free (docs/memory.md). False: never; what is drawn then differs by rounding.
+    pack      on a CPU layers keep copies of their weights while a batch is drawn, in the kernel's order or with the adapters in them, where
+              these take no more than a quarter of the memory that is free (docs/memory.md). False: never; what is drawn then differs by
+              rounding.
               "always": without asking what is free, for a caller that has asked.
 
     SdloraError (before anything is drawn) for a size that the model or the memory cannot draw, for more steps than the schedule has
@@ -91,7 +94,8 @@ def generate(
             adapters.check(components, chosen, group.apply)
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
         say(adapters.said([group.apply for group in groups for _ in group.requests]))
-    return _pictures(components, groups, named or {}, callback, offload, pack == "always" or (pack and guard.ample(components, offload)))
+    room = sys.maxsize if pack == "always" else guard.room(offload or components.device) if pack else 0
+    return _pictures(components, groups, named or {}, callback, offload, room)
 
 
 def check_batch(batch: int | None) -> None:
@@ -114,7 +118,7 @@ def _pictures(
     named: Mapping[str, Adapter],
     callback: Callback | None,
     offload: torch.device | None,
-    pack: bool,
+    room: int,
 ) -> Iterator[Picture]:
     texts = Texts(components, offload or components.device)
     known = lru_cache(ENCODED)(partial(starts.start, components))
@@ -123,7 +127,7 @@ def _pictures(
             guard.enough(components),
             adapters.active(components, group.wanted, named, group.apply) as active,
         ):
-            images = draw(group.base, group.requests, active, texts, known, callback, offload, pack)
+            images = draw(group.base, group.requests, active, texts, known, callback, offload, room)
         for request, image in zip(group.requests, images, strict=True):
             if isinstance(image, Image.Image):
                 yield Picture(request, image, group.apply)

@@ -10,7 +10,6 @@ from torch import Tensor
 from sdlora.errors import SdloraError
 from sdlora.generation.passes import Side
 from sdlora.generation.request import Request
-from sdlora.lean import copies
 from sdlora.models import Components
 
 MEMORY = Path("/proc/meminfo")  # Linux alone has it; elsewhere the CPU's memory is not foreseen
@@ -51,12 +50,13 @@ def denoising(components: Components, side: Side, rows: int) -> int:
     return ALIVE * shape.block_out_channels[level] * positions * rows * components.dtype.itemsize
 
 
-def ample(components: Components, offload: torch.device | None) -> bool:
-    """Whether the copies that sdlora.lean makes take no more than a quarter of the CPU's free memory; on other devices it makes none."""
-    if (offload or components.device).type != "cpu":
-        return False
-    free = unused(torch.device("cpu"))
-    return SHARE * (copies(components.unet) + copies(components.vae.decoder)) <= (ASSUMED if free is None else free)
+def room(device: torch.device) -> int:
+    """Bytes that copies of weights may take while pictures are drawn (sdlora.lean, apply.folding): a quarter of what the CPU has free;
+    on other devices, where nothing is copied, none."""
+    if device.type != "cpu":
+        return 0
+    free = unused(device)
+    return (ASSUMED if free is None else free) // SHARE
 
 
 def decoding(components: Components, side: Side) -> int:

@@ -31,11 +31,13 @@ def load(
     """models.load with the words of the command line (`hardware` has them), and what docs/memory.md tells of.
 
     tiling   the VAE decodes large pictures in overlapping tiles
-    compile  torch.compile for the U-Net
+    compile  torch.compile for the U-Net; SdloraError on the CPU, where that is slower
     offload  everything stays in the CPU's memory; `generate(…, offload=device)` brings each part in for its turn
     found    further arguments of models.load (vae, prediction, …)
     """
     where, dtype = hardware.device(device), hardware.dtype(precision)
+    if compile:
+        hardware.check_compiling(where)
     components = models.load(base, "cpu" if offload else where, dtype, **found)
     hardware.set_attention(components.unet, attention)
     hardware.set_tiling(components.vae, tiling)

@@ -65,7 +65,10 @@ class Attention:
 
 
 class Transformer:
-    """BasicTransformerBlock with plain layer norms, and GEGLU (Shazeer 2020, arXiv:2002.05202) in its feed-forward part."""
+    """BasicTransformerBlock with plain layer norms, and GEGLU (Shazeer 2020, arXiv:2002.05202) in its feed-forward part.
+
+    Of rows that are alike as far as the prompt it takes one copy (sdlora/lean/once): it gives as many as there are prompts.
+    """
 
     def __init__(self, block: Any):
         self.block = block
@@ -82,6 +85,7 @@ class Transformer:
         if not known(words):
             return type(block).forward(block, x, encoder_hidden_states=encoder_hidden_states, **words)
         x = block.attn1(block.norm1(x)).add_(x)
+        x = x if encoder_hidden_states is None else as_many(x, encoder_hidden_states)
         x = block.attn2(block.norm2(x), encoder_hidden_states).add_(x)
         first, _, second = block.ff.net
         h, gate = first.proj(block.norm3(x)).chunk(2, dim=-1)
@@ -109,10 +113,15 @@ class Pixels:
         for inner in block.transformer_blocks:
             h = inner(h, encoder_hidden_states=encoder_hidden_states)
         h = block.proj_out(h) if linear else h
-        h = h.view(n, height, width, -1).permute(0, 3, 1, 2)
+        h = h.view(len(h), height, width, -1).permute(0, 3, 1, 2)
         h = h if x.is_contiguous(memory_format=LAST) else h.contiguous()
         h = h if linear else block.proj_out(h)
-        return (x + h,)
+        return (as_many(x, h) + h,)
+
+
+def as_many(x: Tensor, rows: Tensor) -> Tensor:
+    """x again and again, until it has as many rows."""
+    return x if len(x) == len(rows) else torch.cat([x] * (len(rows) // len(x)))
 
 
 def known(words: dict[str, Any]) -> bool:

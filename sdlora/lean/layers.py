@@ -1,4 +1,6 @@
-"""Layers over channels-last pixels: convolutions with weights in the kernel's own order, 1 × 1 ones as products, group normalisation."""
+"""Layers with weights in the kernel's own order: convolutions over channels-last pixels, 1 × 1 ones as products, Linears; group norm."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -6,42 +8,72 @@ from torch.nn import functional as F
 
 LAST = torch.channels_last
 LANES = 8  # channels of a group from which on PyTorch's own channels-last kernel is the faster one
+LARGE = 100_000  # numbers of a weight from which on its product gains by packing
+FEW = 16  # positions of a row: of fewer, the packed product sums in an order that depends on the number of rows
 FAR = 16  # a mean square that is so many variances: less its square it is the variance to fewer digits than fp32 has
 
 
-class Convolution:
-    """A Conv2d whose weight is brought into oneDNN's order once instead of at each call. The layer's own weight stays the truth.
+class Packed:
+    """A layer whose weight is brought into oneDNN's order once instead of at each call. The layer's own weight stays the truth.
 
     The copy is made at the first call, and anew when the weight was written to or is another. On one row or many, on one thread or
     several, the same kernel sums in the same order: a row's result does not depend on the others to the last bit.
     """
 
-    def __init__(self, layer: nn.Conv2d):
+    def __init__(self, layer: nn.Conv2d | nn.Linear):
         self.layer = layer
-        self.how = (layer.padding, layer.stride, layer.dilation, layer.groups)
         self.packed: Tensor | None = None
         self.of: tuple[int, int] | None = None  # what it was packed from
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def current(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
         weight = self.layer.weight
         of = weight._version, weight.data_ptr()
         if self.packed is None or self.of != of:
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *self.how, list(x.shape))
-            self.of = of
+            self.packed, self.of = pack(weight.detach()), of
+        return self.packed
+
+
+class Convolution(Packed):
+    """A Conv2d, which computes over channels-last pixels."""
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__(layer)
+        self.how = (layer.padding, layer.stride, layer.dilation, layer.groups)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = self.current(lambda own: torch.ops.mkldnn._reorder_convolution_weight(own, *self.how, list(x.shape)))
         pixels = x.contiguous(memory_format=LAST)
-        return torch.ops.mkldnn._convolution_pointwise(pixels, self.packed, self.layer.bias, *self.how, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(pixels, weight, self.layer.bias, *self.how, "none", [], "")
+
+
+class Product(Packed):
+    """A Linear, or a Conv2d of 1 × 1 as the product that it is. What does not gain by packing is left to PyTorch's own product."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, pack: bool):
+        super().__init__(layer)
+        self.packs = pack and packable(layer)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(rows, …, in) -> (rows, …, out)."""
+        if not self.packs or x[0].numel() < FEW * x.shape[-1]:
+            return F.linear(x, self.layer.weight.flatten(1), self.layer.bias)
+        weight = self.current(lambda own: torch.ops.mkldnn._reorder_linear_weight(own.flatten(1), x.numel() // x.shape[-1]))
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, self.layer.bias, "none", [], "")
 
 
 class Pointwise:
-    """A Conv2d of 1 × 1: the product of a Linear, with pixels for rows."""
+    """A Conv2d of 1 × 1: `product` with pixels for rows."""
 
-    def __init__(self, layer: nn.Conv2d):
-        self.layer = layer
+    def __init__(self, product: Product):
+        self.product = product
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = self.layer.weight
-        pixels = x.contiguous(memory_format=LAST).permute(0, 2, 3, 1)
-        return F.linear(pixels, weight.flatten(1), self.layer.bias).permute(0, 3, 1, 2)
+        return self.product(x.contiguous(memory_format=LAST).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def packable(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a product with this weight is faster packed. Measured in fp32, with 32 to 2048 positions."""
+    return layer.weight.numel() >= LARGE and layer.weight.dtype == torch.float32
 
 
 class Norm:

@@ -89,8 +89,9 @@ def chunks_of(tokenizer: Any, text: str, emphasis: str = "Original", marks: Mark
 
 
 def marks_of(tokenizer: Any) -> Marks:
-    comma = tokenizer.get_vocab().get(",</w>")
-    return Marks(tokenizer.bos_token_id, tokenizer.eos_token_id, comma, tokenizer.model_max_length - 2)
+    comma = tokenizer.convert_tokens_to_ids(",</w>")  # the unknown token's number where a vocabulary has no comma
+    known = None if comma == tokenizer.unk_token_id else comma
+    return Marks(tokenizer.bos_token_id, tokenizer.eos_token_id, known, tokenizer.model_max_length - 2)
 
 
 def check(emphasis: str, clip_skip: int, text_encoder: Any) -> None:
