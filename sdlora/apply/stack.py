@@ -9,6 +9,7 @@ its own, the tensor has as many rows, or each row's own columns of A and B stand
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,7 +39,6 @@ class Stack:
         self.firsts = [self._first(names) for names in _siblings(layers, adapters)]
         self.vectors = [Vectors(group) for group in _by_device(self.firsts)]
         self.current: Etas = ()
-        self.wild = {owner for first in self.firsts for owner in first.wild()}
         self.selections: dict[Any, Selection] = {}
 
     def _first(self, names: Sequence[str]) -> First:
@@ -47,6 +47,11 @@ class Stack:
         for i, name in enumerate(names):
             self.joined[name] = Joined(self.layers[name], first, i)
         return first
+
+    @cached_property
+    def wild(self) -> set[int]:
+        """The adapters with a number that is none; looked for when it matters, since that reads all of them."""
+        return {owner for first in self.firsts for owner in first.wild()}
 
     def set_strengths(self, etas: Sequence[float]) -> None:
         """One η per adapter, in the order in which they were stacked, for whatever the model is called with."""
@@ -68,7 +73,8 @@ class Stack:
         etas = etas if len(distinct) > 1 else etas[:1]
         if etas == self.current:  # and what constant layers remember stays valid, as do layers that are folded
             return
-        hidden = any(etas[0]) and any(etas[0][i] == 0 for i in self.wild)  # 0 · ∞ would be NaN; columns that are not taken are nothing
+        mixed = any(etas[0]) and not all(etas[0])
+        hidden = mixed and any(etas[0][i] == 0 for i in self.wild)  # 0 · ∞ would be NaN; columns that are not taken are nothing
         rows = Rows(etas, self._selection(etas)) if len(distinct) > 1 or hidden else None
         values = torch.tensor(etas, dtype=torch.float64)
         for vectors in self.vectors:
