@@ -73,6 +73,7 @@ def test_a_control_that_differs_from_the_base_is_pointed_out(settings):
 
 def test_times_are_written_in_the_unit_in_which_they_read_best():
     assert [report.duration(t) for t in (2.5, 0.0123, 0.0000456)] == ["2.5 s", "12.3 ms", "45.6 µs"]
+    assert [report.duration(t) for t in (0.9996, 0.0009996, 1234.5, 0)] == ["1 s", "1 ms", "1230 s", "0 µs"]
 
 
 def test_the_plot_is_a_picture(settings, tmp_path):

@@ -1,12 +1,14 @@
 """Times in words."""
 
 
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+
+
 def duration(seconds: float) -> str:
-    """In the unit in which it reads best."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
+    """In three digits, in the unit in which it reads best."""
+    rounded = {unit: float(f"{seconds / size:.3g}") for unit, size in UNITS}  # 999.6 ms are 1 s
+    unit = next((unit for unit, number in rounded.items() if number >= 1), "µs")
+    return f"{rounded[unit]:g} {unit}"
 
 
 def span(seconds: float) -> str:
