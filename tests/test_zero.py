@@ -145,6 +145,15 @@ def test_what_accelerate_says_the_precision_is_counts_where_the_settings_leave_i
         check({**configured({"fp16": {"enabled": True}}), "ACCELERATE_MIXED_PRECISION": "no"})
 
 
+@pytest.mark.parametrize("junk", ["much", "nan", "1e999", ""])
+def test_a_number_that_is_none_in_the_environment_is_one_line(junk):
+    with pytest.raises(SdloraError, match="FSDP_MIN_NUM_PARAMS = .*a number is expected"):
+        sharding.told({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2", "FSDP_MIN_NUM_PARAMS": junk})
+    if junk:
+        with pytest.raises(SdloraError, match="ACCELERATE_GRADIENT_CLIPPING = .*a number is expected"):
+            zero.told({**launched(), "ACCELERATE_GRADIENT_CLIPPING": junk})
+
+
 def test_deepspeed_need_not_be_there_for_a_process_to_begin(monkeypatch):
     """Nothing of its engine is used: accelerate is not told of it while it sets the processes up, and afterwards it is as it was."""
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

@@ -1,6 +1,5 @@
 """Times in words."""
 
-
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 

@@ -64,7 +64,7 @@ def told(environment: Mapping[str, str] = os.environ) -> Sharding | None:
         raise SdloraError(f"accelerate was told --fsdp_auto_wrap_policy {policy}, which is unknown{nearest(policy, POLICIES)}")
     classes = tuple(name.strip() for name in environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",") if name.strip())
     reshard = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
-    return Sharding(policy, classes, int(float(environment.get("FSDP_MIN_NUM_PARAMS", "1e8"))), reshard)
+    return Sharding(policy, classes, int(zero.number(environment, "FSDP_MIN_NUM_PARAMS", "1e8")), reshard)
 
 
 def check(config: "TrainConfig", how: Sharding | None) -> None:

@@ -7,6 +7,7 @@ resume stays exact. The weights of the frozen base are split as stage 3 says, by
 
 import base64
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,10 +93,22 @@ def _flags(environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
             yield f"zero_optimization.{key}.device", device
     clip = environment.get("ACCELERATE_GRADIENT_CLIPPING", "").lower()
     if clip not in FREE:
-        yield "gradient_clipping", float(clip)
+        yield "gradient_clipping", number(environment, "ACCELERATE_GRADIENT_CLIPPING", "0")
     experts = environment.get("ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES", "")
     if experts.lower() not in FREE:
         yield "deepspeed_moe_layer_cls_names", experts
+
+
+def number(environment: Mapping[str, str], variable: str, otherwise: str) -> float:
+    """What the launcher hands over as a number; SdloraError where somebody has set something else by hand."""
+    given = environment.get(variable, otherwise)
+    try:
+        found = float(given)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise SdloraError(f"the environment has {variable} = {given!r}; a number is expected: mend it, or unset it")
+    return found
 
 
 def _file(given: str, flags: Mapping[str, Any]) -> dict[str, Any]:
