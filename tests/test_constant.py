@@ -84,10 +84,10 @@ def test_nothing_is_left_after_the_block_and_blocks_nest(components, inputs):
 
 def test_pictures_are_the_same_bit_for_bit_with_and_without(components, random_adapter, monkeypatch):
     adapter, wanted = random_adapter(components.modules), [Request("a cat face", seed=seed, steps=3) for seed in (1, 2)]
-    drawn = [picture.image.tobytes() for picture in generate(components, wanted, [(adapter, 1.0)])]
+    drawn = [picture.image.tobytes() for picture in generate(components, wanted, [(adapter, 1.0)], pack=False)]
     module = sys.modules["sdlora.generation.batch"]
     monkeypatch.setattr(module, "constant", lambda layers: nullcontext())
-    assert [picture.image.tobytes() for picture in generate(components, wanted, [(adapter, 1.0)])] == drawn
+    assert [picture.image.tobytes() for picture in generate(components, wanted, [(adapter, 1.0)], pack=False)] == drawn
 
 
 @pytest.mark.parametrize(("prompt", "times"), [("a cat face", 1), ("a [cat:dog:0.5] face", 2), ("a cat AND a dog", 1)])

@@ -159,6 +159,20 @@ def test_q_k_and_v_of_one_input_share_the_first_product(components, random_adapt
         assert firsts["attn1.to_q"].seen is None  # no activation is held once the last of them has had it
 
 
+def test_the_first_product_is_forgotten_after_the_last_layer_that_is_asked_whichever_that_is(components, random_adapter):
+    attention = components.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    adapter = random_adapter(components.modules)
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1."
+    q, v = (Adapter({name + own: adapter.layers[name + own]}) for own in ("to_q", "to_v"))
+    with torch.no_grad(), stacked(components.modules, [(q, 1.0), (v, 0.0)]):
+        x = torch.randn(2, 4, 144)
+        for _ in range(2):
+            delta = q.layers[name + "to_q"].delta(attention.to_q.weight)
+            torch.testing.assert_close(attention.to_q(x), x @ (attention.to_q.weight + delta).T, rtol=1e-4, atol=1e-5)
+            attention.to_v(x)
+            x.mul_(-3)  # the same tensor with other numbers
+
+
 def test_strengths_that_change_between_q_and_k_are_seen(components, random_adapter):
     attention, adapter = components.unet.mid_block.attentions[0].transformer_blocks[0].attn1, random_adapter(components.modules)
     x = torch.randn(2, 4, 144)

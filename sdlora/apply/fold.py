@@ -54,7 +54,8 @@ class Folding:
         out, rank, size = len(weight), joined.b.shape[1], weight.numel()
         products = min(rank * (size // out + out), size)
         joined.spent += CALL + output.numel() // out * (products + OUTPUT * out)
-        alone = self.owner is None and len(self.layer._forward_hooks) == 1 and weight.dtype in EXACT
+        own = self.layer._parameters.get("weight") is weight  # and not computed from others, as by torch.nn.utils.parametrize
+        alone = self.owner is None and len(self.layer._forward_hooks) == 1 and own and weight.dtype in EXACT
         if joined.spent >= size * (rank + COPY) and alone and self.room.take(size * weight.element_size()):
             self._fold(joined, weight)
 
@@ -65,6 +66,7 @@ class Folding:
             self.owner, self.original = joined, weight
             self.layer._parameters["weight"] = nn.Parameter(total, requires_grad=False)
         joined.listen(False)
+        joined.spent, joined.delta = 0, None  # if it has to be bought again, that is after as much rent
 
     def undo(self, owner: Joined | None = None) -> None:
         """The layer has its own weight again; `owner`: if it is this one's update that is in there."""
@@ -81,7 +83,7 @@ def folding(model: nn.Module, size: int) -> Iterator[None]:
     """Inside, stacked adapters of `model` that cost more on the fly fold their layers, in `size` bytes altogether.
 
     For calls without gradients; a compiled model stays as it is. Adapters may come, go and change their strength; do not look at
-    weights inside, or write to them.
+    weights inside, write to them or move the model.
     """
     room = Room(size)
     wanted = size > 0 and model._compiled_call_impl is None

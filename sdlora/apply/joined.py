@@ -41,6 +41,7 @@ class First:
         self.gathered: Gathered | None = None  # what `rows` mean here, made at the first call
         self.b = [_cat([update.b for _, update in own], 1).to(weight.device, weight.dtype) for own in parts]  # (out, Σr, …) each
         self.seen: tuple[Tensor, Any] | None = None  # the last input and its first product
+        self.asked: set[int] = set()  # the layers whose hooks are on
 
     def wild(self) -> set[int]:
         """The adapters with a number that is none here (∞, or too large for the layers' dtype)."""
@@ -66,11 +67,11 @@ class First:
         return h if len(self.spans) == 1 else h[..., self.spans[member]]
 
     def _once(self, x: Tensor, member: int) -> Any:
-        """For all layers: what was computed for the one before, if this is its x; after the last layer it is forgotten."""
+        """For all layers: what was computed for the one before, if this is its x; after the last layer that asks it is forgotten."""
         seen = self.seen
         if seen is None or seen[0] is not x:
             seen = x, self._products(x)
-        self.seen = None if member == len(self.spans) - 1 else seen
+        self.seen = None if member >= max(self.asked, default=0) else seen
         return seen[1]
 
     def _products(self, x: Tensor) -> Any:
@@ -124,12 +125,14 @@ class Joined:
         self.listen(active)
 
     def listen(self, wanted: bool) -> None:
-        """Whether it is asked at the layer's calls."""
+        """Whether it is asked at the layer's calls: before all other hooks, to which the update is a part of the layer, folded or not."""
         if wanted and self.handle is None:
-            self.handle = self.layer.register_forward_hook(self)
+            self.handle = self.layer.register_forward_hook(self, prepend=True)
+            self.first.asked.add(self.member)
         elif not wanted and self.handle is not None:
             self.handle.remove()
             self.handle = None
+            self.first.asked.discard(self.member)
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """B with the strengths and A as matrices, (out, Σr) and (Σr, in …), in fp32 or wider: ΔW is their product."""

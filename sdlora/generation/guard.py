@@ -1,5 +1,6 @@
 """What goes wrong while pictures are drawn: too little memory, foreseen or met, and numbers that are none any more."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,11 +51,11 @@ def denoising(components: Components, side: Side, rows: int) -> int:
     return ALIVE * shape.block_out_channels[level] * positions * rows * components.dtype.itemsize
 
 
-def room(device: torch.device) -> int:
+def room(device: torch.device, always: bool = False) -> int:
     """Bytes that copies of weights may take while pictures are drawn (sdlora.lean, apply.folding): a quarter of what the CPU has free;
-    on other devices, where nothing is copied, none."""
-    if device.type != "cpu":
-        return 0
+    on other devices, where nothing is copied, none. `always`: on the CPU any number."""
+    if device.type != "cpu" or always:
+        return sys.maxsize if device.type == "cpu" else 0
     free = unused(device)
     return (ASSUMED if free is None else free) // SHARE
 

@@ -1,5 +1,6 @@
 """Layers with weights in the kernel's own order: convolutions over channels-last pixels, 1 × 1 ones as products, Linears; group norm."""
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -24,12 +25,13 @@ class Packed:
         self.layer = layer
         self.packed: Tensor | None = None
         self.of: tuple[int, int] | None = None  # what it was packed from
+        self.weight: weakref.ref[Tensor] | None = None  # and whose memory that was: it may be another tensor's by now
 
     def current(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
         weight = self.layer.weight
         of = weight._version, weight.data_ptr()
-        if self.packed is None or self.of != of:
-            self.packed, self.of = pack(weight.detach()), of
+        if self.packed is None or self.of != of or self.weight is None or self.weight() is not weight:
+            self.packed, self.of, self.weight = pack(weight.detach()), of, weakref.ref(weight)
         return self.packed
 
 
