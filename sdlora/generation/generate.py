@@ -94,7 +94,8 @@ def generate(
             adapters.check(components, chosen, group.apply)
     if say and apply == AUTO and any(chosen for group in groups for chosen in group.wanted):
         say(adapters.said([group.apply for group in groups for _ in group.requests]))
-    room = sys.maxsize if pack == "always" else guard.room(offload or components.device) if pack else 0
+    room = guard.room(offload or components.device) if pack else 0
+    room = sys.maxsize if room and pack == "always" else room
     return _pictures(components, groups, named or {}, callback, offload, room)
 
 
