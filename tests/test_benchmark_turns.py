@@ -170,7 +170,8 @@ def test_both_pack_where_the_second_still_finds_room_for_it(components, monkeypa
 
 @pytest.mark.parametrize("pack", [True, False])
 def test_both_pack_or_neither_does_however_much_memory_the_first_ones_copies_leave(subject, settings, monkeypatch, pack):
-    monkeypatch.setattr(second.guard, "room", lambda *_: 0 if pack else 1 << 40)
+    monkeypatch.setattr(second.guard, "unused", lambda device: 0 if pack else 1 << 40)
+    monkeypatch.setattr(second.guard, "check", lambda *_: None)
     found = []
     with ExitStack() as hooks:
         for components in (subject.components, subject.second):

@@ -9,7 +9,7 @@ from torch import nn
 from sdlora import hardware
 from sdlora.adapter import Adapter
 from sdlora.apply import folding, fused, stacked
-from sdlora.apply.fold import CALL, COPY, FOLDING, OUTPUT
+from sdlora.apply.fold import CALL, COPY, FOLDING, OUTPUT, PAIR
 from sdlora.generation import Request, generate, guard
 from sdlora.kinds.lora import Lora
 from sdlora.layers import adaptable
@@ -181,14 +181,14 @@ def test_a_layer_is_folded_when_its_update_has_cost_as_much_as_the_sum_does(monk
     (out, inside), layer = shape, nn.Linear(shape[1], shape[0], bias=False)
     adapter = Adapter({"unet.layer": Lora(torch.ones(rank, inside), torch.ones(out, rank), float(rank))})
     model, weight = nn.ModuleDict({"layer": layer}), layer.weight
-    call = CALL + positions * (min(rank * (out + inside), out * inside) + OUTPUT * out)
+    call = CALL + PAIR * positions * (min(rank * (out + inside), out * inside) + OUTPUT * out)
     price = out * inside * (rank + COPY)
     with stacked({"unet": model}, [(adapter, 1.0)]) as stack:
         for _ in range(2):  # what was bought is gone after the block: the next one rents anew
             with folding(model, ROOM):
                 count = 0
                 while layer.weight is weight:
-                    layer(torch.ones(positions, inside))
+                    layer(torch.ones(3, positions, inside))
                     count += 1
                 assert stack.joined["unet.layer"].delta is None  # nor is ΔW kept beside W + ΔW
             assert (count - 1) * call < price <= count * call
@@ -292,3 +292,16 @@ def test_nothing_is_folded_where_the_unet_is_compiled_or_not_on_the_cpu(componen
         with folding(components.unet, room), hardware.plain(components.unet):
             output(components)
         assert not replaced(components, before)
+
+
+def test_a_picture_does_not_depend_on_its_batch_to_the_last_bit_whenever_layers_fold(components, random_adapter, ample, monkeypatch):
+    adapter = random_adapter(components.modules, ("attention", "feed_forward"), rank=8)
+    monkeypatch.setattr("sdlora.apply.fold.CALL", CALL)
+    requests = [Request("a cat", seed=seed, steps=12, width=64, height=64) for seed in (1, 2, 3)]
+    counts, pictures = [], []
+    for batch in (3, 1):
+        seen = Seen(components)
+        pictures.append([p.image.tobytes() for p in generate(components, requests, [(adapter, 1.0)], "stacked", batch, seen)])
+        counts.append(seen.counts[:12])
+    assert pictures[0] == pictures[1] and counts[0] == counts[1]
+    assert 0 < max(counts[0]) and len(set(counts[0])) > 2, "not all at once"

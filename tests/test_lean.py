@@ -108,6 +108,17 @@ def test_a_product_is_exact_to_rounding_and_each_row_the_same_bits_among_any_num
     assert positions < FEW or all(torch.equal(one, found[0]) for one in found)
 
 
+def test_a_weight_that_comes_to_lie_where_another_one_lay_is_packed_anew():
+    place, x = np.ones((320, 320), np.float32), torch.ones(2, 20, 320)
+    layer = nn.Linear(320, 320, bias=False)
+    layer.weight = nn.Parameter(torch.from_numpy(place))
+    product, address = Product(layer, True), layer.weight.data_ptr()
+    assert (product(x) == 320).all()
+    place[:] = 2
+    layer.weight = nn.Parameter(torch.from_numpy(place))
+    assert layer.weight.data_ptr() == address and (product(x) == 640).all()
+
+
 def test_rows_of_one_block_may_come_in_any_number(components):
     x, context = inputs(ROWS)
     with lean(components.unet):
@@ -202,6 +213,24 @@ def test_what_the_blocks_leave_out_is_computed_by_diffusers_own(components):
         assert torch.equal(components.unet(x, **words).sample, plain)
         words.pop("encoder_attention_mask")
         assert (components.unet(x, **words).sample - plain).abs().max() > 1e-3
+
+
+def test_a_prompt_in_several_parts_is_handed_on_to_a_processor_that_takes_it(components):
+    block = components.unet.down_blocks[1].attentions[0].transformer_blocks[0]
+    context, before = inputs(1)[1], block.attn2.processor
+
+    class Parts(type(before)):  # as IP adapters' do
+        def __call__(self, layers, x, encoder_hidden_states, **words):
+            return super().__call__(layers, x, sum(encoder_hidden_states), **words)
+
+    block.attn2.set_processor(Parts())
+    try:
+        x = torch.randn((1, 16, *block.norm1.normalized_shape), generator=torch.Generator().manual_seed(0))
+        plain = block(x, encoder_hidden_states=(context, context))
+        with lean(components.unet, room=0):
+            assert torch.equal(block(x, encoder_hidden_states=(context, context)), plain)
+    finally:
+        block.attn2.set_processor(before)
 
 
 def test_the_other_families_blocks_are_the_same_bit_for_bit_too(loaded):

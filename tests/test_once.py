@@ -93,6 +93,49 @@ def test_who_looks_at_a_layer_sees_all_rows_and_may_change_one(components, each_
     assert set(seen) == {2} and torch.equal(found, plain)
 
 
+def test_a_processor_of_somebodys_own_sees_all_rows_and_may_mix_them(components, each_row):
+    attention, seen = components.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn1, []
+
+    class Mixing(type(attention.processor)):
+        def __call__(self, layers, x, *more, **words):
+            seen.append(len(x))
+            return super().__call__(layers, x, *more, **words) * torch.tensor([1.0, 1.5]).view(2, 1, 1)
+
+    before = attention.processor
+    attention.set_processor(Mixing())
+    try:
+        assert torch.equal(counted(components.unet, [0, 0])[0], each_row(components.unet, [0, 0])[0])
+    finally:
+        attention.set_processor(before)
+    assert set(seen) == {2}
+
+
+@pytest.mark.parametrize("where", ["down_blocks.0.downsamplers.0", "down_blocks.0.resnets.0.conv1"])
+def test_a_forward_of_somebodys_own_sees_all_rows_and_stays(components, each_row, where):
+    layer, seen = components.unet.get_submodule(where), []
+
+    def own(x):
+        seen.append(len(x))
+        return type(layer).forward(layer, x) * torch.tensor([1.0, 1.5]).view(2, 1, 1, 1)
+
+    layer.forward = own
+    try:
+        assert torch.equal(counted(components.unet, [0, 0])[0], each_row(components.unet, [0, 0])[0])
+        assert set(seen) == {2} and vars(layer)["forward"] is own
+    finally:
+        vars(layer).pop("forward", None)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_written_into_the_rows_on_the_way_is_seen(components, each_row, inference):
+    def write(module, inputs, outputs):
+        outputs[0][1:].mul_(1.5)
+
+    with torch.inference_mode() if inference else torch.no_grad(), components.unet.down_blocks[0].register_forward_hook(write):
+        found, plain = counted(components.unet, [0, 0])[0], each_row(components.unet, [0, 0])[0]
+    assert torch.equal(found, plain)
+
+
 def test_rows_with_timesteps_of_their_own_are_all_computed(components):
     x = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1)).expand(2, -1, -1, -1)
     context = torch.zeros((2, 77, 128))

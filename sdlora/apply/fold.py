@@ -25,6 +25,7 @@ EXACT = (torch.float32, torch.float64)  # in a shorter type the sum would round 
 # What an update's call costs beside its products, what each number that it adds to, and what a number of W + ΔW with its packing: in
 # multiplications of a product. Measured in fp32 on 2 cores at ranks 16 and 128, from 128 × 128 to 10240 × 1280: 1.8, 2 … 4, 60 … 250.
 CALL, OUTPUT, COPY = 2_000_000, 3, 120
+PAIR = 2  # rows of a picture, with its prompt and without
 
 
 class Room:
@@ -53,7 +54,10 @@ class Folding:
         weight = weight_of(self.layer)
         out, rank, size = len(weight), joined.b.shape[1], weight.numel()
         products = min(rank * (size // out + out), size)
-        joined.spent += CALL + output.numel() // out * (products + OUTPUT * out)
+        positions = (
+            PAIR * output[0].numel() // out
+        )  # as of one picture: on which step a layer folds does not depend on a picture's neighbours
+        joined.spent += CALL + positions * (products + OUTPUT * out)
         own = self.layer._parameters.get("weight") is weight  # and not computed from others, as by torch.nn.utils.parametrize
         alone = self.owner is None and len(self.layer._forward_hooks) == 1 and own and weight.dtype in EXACT
         if joined.spent >= size * (rank + COPY) and alone and self.room.take(size * weight.element_size()):

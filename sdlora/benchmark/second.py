@@ -34,9 +34,9 @@ def size(components: Components) -> int:
 
 
 def packs(components: Components) -> bool:
-    """Whether both of two drawings at a time can pack their convolutions (sdlora.lean): they have to do alike, or they do not compare.
+    """Whether both of two drawings at a time can pack their layers (sdlora.lean): they have to do alike, or they do not compare.
 
-    `guard.ample` asks for four times the copies; the second drawing asks when the first one has made its own.
+    `guard.room` gives a quarter of what is free; the second drawing would ask when the first one has made its copies.
     """
     free = guard.unused(torch.device("cpu"))
     return free is None or (guard.SHARE + 1) * (copies(components.unet) + copies(components.vae.decoder)) <= free

@@ -64,8 +64,8 @@ def generate(
     batch     pictures drawn together at the most, those with different adapters too if these are stacked; by default as many as keep a
               CPU busy. A picture does not depend on it, bit for bit where convolutions are packed; without that PyTorch takes other
               kernels for one row (guidance 1) and, on one thread, from 16 rows on. Stacked adapters of rank 1 altogether, or beside
-              neighbours with other adapters or strengths, round differently too, and layers fold after fewer steps of a larger batch
-              (1e-6 of the latents' scale): few numbers of a picture show it, by one level.
+              neighbours with other adapters or strengths, or with prompts of other lengths, round differently too (1e-6 of the latents'
+              scale): few numbers of a picture show it, by one level.
     callback  is called after every step of every batch.
     named     the adapters that a prompt asks for by <lora:NAME:…>, and those that a request has of its own, by its words for their files.
               Without `weighted` a request's own have to be among them; beside it they may be there for the record.

@@ -54,8 +54,10 @@ def denoising(components: Components, side: Side, rows: int) -> int:
 def room(device: torch.device, always: bool = False) -> int:
     """Bytes that copies of weights may take while pictures are drawn (sdlora.lean, apply.folding): a quarter of what the CPU has free;
     on other devices, where nothing is copied, none. `always`: on the CPU any number."""
-    if device.type != "cpu" or always:
-        return sys.maxsize if device.type == "cpu" else 0
+    if device.type != "cpu":
+        return 0
+    if always:
+        return sys.maxsize
     free = unused(device)
     return (ASSUMED if free is None else free) // SHARE
 

@@ -85,7 +85,7 @@ class Transformer:
         if not known(words):
             return type(block).forward(block, x, encoder_hidden_states=encoder_hidden_states, **words)
         x = block.attn1(block.norm1(x)).add_(x)
-        x = x if encoder_hidden_states is None else as_many(x, encoder_hidden_states)
+        x = as_many(x, encoder_hidden_states) if isinstance(encoder_hidden_states, Tensor) else x  # IP adapters hand in a tuple
         x = block.attn2(block.norm2(x), encoder_hidden_states).add_(x)
         first, _, second = block.ff.net
         h, gate = first.proj(block.norm3(x)).chunk(2, dim=-1)

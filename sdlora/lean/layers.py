@@ -1,7 +1,7 @@
 """Layers with weights in the kernel's own order: convolutions over channels-last pixels, 1 × 1 ones as products, Linears; group norm."""
 
-import weakref
 from collections.abc import Callable
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,13 @@ class Packed:
     def __init__(self, layer: nn.Conv2d | nn.Linear):
         self.layer = layer
         self.packed: Tensor | None = None
-        self.of: tuple[int, int] | None = None  # what it was packed from
-        self.weight: weakref.ref[Tensor] | None = None  # and whose memory that was: it may be another tensor's by now
+        self.of: tuple[ref[Tensor], int, int] | None = None  # what it was packed from; another weight may come to lie where that one lay
 
     def current(self, pack: Callable[[Tensor], Tensor]) -> Tensor:
         weight = self.layer.weight
-        of = weight._version, weight.data_ptr()
-        if self.packed is None or self.of != of or self.weight is None or self.weight() is not weight:
-            self.packed, self.of, self.weight = pack(weight.detach()), of, weakref.ref(weight)
+        version, place = weight._version, weight.data_ptr()
+        if self.packed is None or self.of is None or self.of[0]() is not weight or self.of[1:] != (version, place):
+            self.packed, self.of = pack(weight.detach()), (ref(weight), version, place)
         return self.packed
 
 

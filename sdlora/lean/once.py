@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdlora.layers import every
-from sdlora.lean.blocks import Pixels, Transformer, known
+from sdlora.lean.blocks import Attention, Pixels, Transformer, known
 
 
 class Repeated:
@@ -26,10 +26,11 @@ class Repeated:
         return self.whole
 
     def take(self, x: Tensor) -> Tensor | None:
-        """The rows that x repeats, if it is what `repeat` gave last."""
+        """The rows that x repeats, if it is what `repeat` gave last and nobody has written to it since, as U-Nets do with the residuals of
+        T2I adapters."""
         part = self.part if x is self.whole else None
         self.whole = self.part = None
-        return part
+        return part if part is not None and all(torch.equal(rows, part) for rows in x.split(len(part))) else None
 
 
 class Step:
@@ -86,8 +87,11 @@ def once(unet: Any, owns: Mapping[nn.Module, Callable[..., Any]]) -> dict[nn.Mod
     state, found = Repeated(), dict[nn.Module, Step]()
     for module in way(unet):
         own = owns.get(module)
+        if any("forward" in vars(inner) for inner in every(module)):  # somebody's own, who may want all rows
+            break
         if isinstance(own, Pixels):
-            if isinstance(owns.get(own.block.transformer_blocks[0]), Transformer):
+            block = own.block.transformer_blocks[0]
+            if isinstance(owns.get(block), Transformer) and isinstance(owns.get(block.attn1), Attention):  # no processor of somebody's own
                 found[module] = Last(module, own, state)
             break
         if own is None and type(module).__name__ != "Downsample2D":
