@@ -34,12 +34,13 @@ def size(components: Components) -> int:
 
 
 def packs(components: Components) -> bool:
-    """Whether both of two drawings at a time can pack their layers (sdlora.lean): they have to do alike, or they do not compare.
+    """Whether both of two drawings at a time pack their weights (sdlora.lean): they have to do alike, or they do not compare.
 
-    `guard.room` gives a quarter of what is free; the second drawing would ask when the first one has made its copies.
+    Neither asks by itself then (generate's pack = "always"), since the second would ask when the first has made its copies. Those of
+    both may take two thirds of what is free.
     """
     free = guard.unused(torch.device("cpu"))
-    return free is None or (guard.SHARE + 1) * (copies(components.unet) + copies(components.vae.decoder)) <= free
+    return free is None or 3 * copies(components.unet) <= free
 
 
 def check_compiler(device: torch.device) -> None:
