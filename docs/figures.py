@@ -20,7 +20,8 @@ KINDS = {
     "emoji": "the embedded base, 64 px",
     "batch": "the embedded base, batches of 8",
     "sd15-random": "SD 1.5, random weights of true size, 256 px",
-    "sd15-compiled": "the same through torch.compile",
+    "sd15-steps20": "the same, 20 steps",
+    "sd15-compiled": "SD 1.5 of true size through torch.compile",
     "training": "training, the embedded base",
 }
 DRAWN = (  # (first, second or "" for the base, in words)
