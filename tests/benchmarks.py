@@ -16,6 +16,11 @@ def small(base: Path, output: Path) -> BenchmarkConfig:
     return BenchmarkConfig(**chosen, conditions=OURS, pairing="pictures", seconds={}, blocks=3, rounds=1, repeats=2, resamples=200)
 
 
+def in_turns(base: Path, output: Path) -> BenchmarkConfig:
+    """The same, with steps that take turns."""
+    return small(base, output).model_copy(update={"pairing": "steps", "steps": 4})
+
+
 def invented(settings: BenchmarkConfig, seconds: dict[str, list[float]]) -> result.Result:
     """A result with given times: {condition: [seconds of block 0, 1, …]}."""
     made = [

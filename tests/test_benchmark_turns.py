@@ -1,32 +1,24 @@
-"""Steps that take turns: who draws when, that nobody notices, what is made of the times, and what is said of it."""
+"""Steps that take turns: who draws when, and that nobody notices."""
 
-import json
-import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from benchmarks import invented, small
+from benchmarks import in_turns
 
 from sdlora import benchmark, config, hardware
 from sdlora.benchmark import (
     BenchmarkConfig,
     adapters,
-    compared,
     gate,
     handling,
     measure,
     plan,
-    plot,
-    report,
-    result,
     second,
-    statistics,
     stock,
 )
-from sdlora.benchmark.conditions import CONDITIONS, Subject, active
+from sdlora.benchmark.conditions import Subject, active
 from sdlora.benchmark.turns import together
 from sdlora.errors import SdloraError
 
@@ -43,7 +35,7 @@ def subject(components):
 
 @pytest.fixture
 def settings(tiny_base, tmp_path):
-    return small(tiny_base, tmp_path / "out").model_copy(update={"pairing": "steps", "steps": 4})
+    return in_turns(tiny_base, tmp_path / "out")
 
 
 def counting(name, steps, said):
@@ -188,153 +180,6 @@ def test_in_four_blocks_a_condition_has_every_role_once_in_an_order_of_its_own()
         assert len(set(found[:4])) == len(set(found[4:])) == 4
         assert found == [plan.roles(block, number, seed=0) for block in range(8)]
     assert len({tuple(plan.roles(block, number, seed=0) for block in range(4)) for number in range(12)}) > 4
-
-
-def taken(rng, ratio, blocks, steps=19, lasting=0.003):
-    """d of every block, by its steps and by sums: a machine whose speed wanders, with interruptions of a heavy tail.
-
-    Speed is autocorrelated from turn to turn (0.95) and differs between blocks; every step has noise of its own of 2 %; one in twenty
-    is interrupted, for a share of itself of Pareto's distribution with index 1.5, whose variance is infinite. `lasting`: what sets the
-    two drawings of one block apart throughout it.
-    """
-    speed = np.zeros((blocks, 2 * steps))
-    speed[:, 0] = rng.normal(0, 0.03, blocks)
-    for i in range(1, 2 * steps):
-        speed[:, i] = 0.95 * speed[:, i - 1] + rng.normal(0, 0.01, blocks)
-    noise = np.exp(rng.normal(0, 0.02, speed.shape)) * (1 + rng.pareto(1.5, speed.shape) * (rng.random(speed.shape) < 0.05))
-    times = 0.02 * np.exp(rng.normal(0, 0.2, (blocks, 1)) + speed) * noise
-    own, base = times[:, ::2] * ratio * np.exp(rng.normal(0, lasting, (blocks, 1))), times[:, 1::2]
-    return np.array([statistics.of_steps(*pair) for pair in zip(own, base, strict=True)]), np.log(own.sum(1) / base.sum(1))
-
-
-def test_of_steps_that_wander_and_are_interrupted_the_interval_covers_and_equivalence_is_not_claimed_too_often():
-    rng, trials = np.random.default_rng(21), 300
-    found = [statistics.judged(taken(rng, 1.01, 12)[0], 0.01, resamples=400, seed=i) for i in range(trials)]
-    covered, claimed = np.mean([c.low <= 1.01 <= c.high for c in found]), np.mean([c.verdict == "equivalent" for c in found])
-    assert covered >= 0.95 - 2.6 * math.sqrt(0.05 * 0.95 / trials)  # what so many trials leave open
-    assert claimed <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / trials)
-
-
-def test_pictures_count_once_each_for_steps_of_one_picture_depend_on_each_other():
-    """Taken for 12 × 19 independent pairs the same times leave the truth out far more often than they say."""
-    rng, wrong, right = np.random.default_rng(22), [], []
-    for _ in range(200):
-        d = rng.normal(0, 0.005, (12, 1)) + rng.normal(0, 0.005, (12, 19))
-        for values, found in ((d.ravel(), wrong), ([statistics.of_steps(np.exp(row), np.ones(19)) for row in d], right)):
-            low, high = statistics.mean_interval(np.asarray(values), 0.95, 300, rng)
-            found.append(low <= 0 <= high)
-    assert np.mean(wrong) < 0.75 and np.mean(right) > 0.90
-
-
-def test_twenty_four_pictures_in_turns_prove_one_per_cent_where_their_sums_do_not():
-    rng = np.random.default_rng(23)
-    both = [[statistics.judged(d, 0.01, resamples=400) for d in taken(rng, 1.0, 24)] for _ in range(30)]
-    by_steps, by_sums = ([c.verdict for c in found].count("equivalent") for found in zip(*both, strict=True))
-    assert by_steps >= 24 and by_sums <= 6
-
-
-def test_interrupted_steps_do_not_move_their_block():
-    base = np.full(19, 0.02)
-    own = base * 1.03
-    own[[2, 7, 11]] *= 50
-    base[4] *= 9
-    assert statistics.of_steps(own, base) == pytest.approx(math.log(1.03))
-    with pytest.raises(ValueError, match="19 steps against 18"):
-        statistics.of_steps(own, base[1:])
-
-
-def turned(settings, ratios, blocks=8):
-    """A result in turns with invented times: {condition: ratio to the base}; the whole picture's ratio is nearer to 1 by a half."""
-    made, samples = invented(settings, {"base": [1.0]}), []
-    for block in range(blocks):
-        for place, (name, ratio) in enumerate(ratios.items()):
-            speed = 1 + 0.1 * block + 0.05 * place
-            base = replace(made.samples[0], block=block, place=place, rival=name, seconds=speed, cpu=speed)
-            steps = tuple(speed * (0.05 + 0.001 * i) for i in range(4))
-            own = tuple(step * ratio * (1 + 0.001 * (block % 3 - 1)) for step in steps)
-            samples.append(replace(base, turns=steps, turns_cpu=steps))
-            whole = {"seconds": speed * (1 + ratio) / 2, "cpu": speed * (1 + ratio) / 2}
-            samples.append(replace(base, condition=name, rival="", turns=own, turns_cpu=own, **whole))
-    return replace(made, samples=tuple(samples))
-
-
-RATIOS = {"base again": 1.0, "stacked": 1.1, "diffusers": 1.4, "PEFT": 1.5}
-
-
-def test_conditions_are_compared_by_way_of_the_base_that_stood_beside_each(settings):
-    analysis = result.analyse(turned(settings, RATIOS))
-    assert analysis is not None and [row.samples for row in analysis.rows] == [8] * 5 and analysis.control
-    rows, pairs = {row.condition: row for row in analysis.rows}, {(pair.condition, pair.against): pair for pair in analysis.pairs}
-    assert rows["stacked"].turns.ratio == pytest.approx(1.1, rel=2e-3) and rows["stacked"].comparison.ratio == pytest.approx(1.05)
-    assert rows["base again"].turns.verdict == "equivalent" and rows["base"].turns is None
-    assert pairs["base", "diffusers"].turns.ratio == pytest.approx(1 / 1.4, rel=2e-3)
-    assert pairs["stacked", "PEFT"].turns.ratio == pytest.approx(1.1 / 1.5) == pairs["stacked", "PEFT"].turns_processor.ratio
-    assert pairs["stacked", "PEFT"].comparison.ratio == pytest.approx(1.05 / 1.25)
-
-
-def test_a_block_in_which_a_condition_did_not_come_to_its_turn_takes_no_part(settings):
-    made = turned(settings, RATIOS, blocks=3)
-    analysis = result.analyse(replace(made, samples=made.samples[:-1]))
-    assert analysis is not None and {row.samples for row in analysis.rows} == {2}
-
-
-def test_a_limit_is_held_against_the_step_and_against_the_picture(settings):
-    named = {"limits": {"stacked": 1.07, "base / diffusers": 0.77}}
-    analysis = result.analyse(turned(settings.model_copy(update=named), RATIOS))
-    assert {goal.name: goal.outcome for goal in analysis.goals} == {
-        "stacked, a step": "missed",
-        "stacked, a picture": "met",
-        "base / diffusers, a step": "met",
-        "base / diffusers, a picture": "missed",
-    }
-
-
-def test_report_page_and_plot_tell_of_steps_and_of_what_they_do_not_measure(settings, tmp_path):
-    made = turned(settings, RATIOS)
-    text = report.markdown(made)
-    lines = text.partition("## Step by step, in turns")[2].splitlines()
-    assert any(line.startswith("| stacked | base |") and "1.100" in line and "slower" in line for line in lines)
-    assert any(line.startswith("| stacked | PEFT |") for line in lines)
-    assert "evict each other" in text and "step by step) covers 1, as it must, and is within the margin" in text
-    result.write(made, tmp_path / "b.json")
-    outcome = benchmark.analyse(tmp_path / "b.json")
-    assert "<h2>Step by step, in turns</h2>" in outcome.html.read_text(encoding="utf-8")
-    assert outcome.markdown.read_text(encoding="utf-8") == text
-    assert plot.points(made, "stacked") == pytest.approx([1.1 * (1 + 0.001 * (block % 3 - 1)) for block in range(8)])
-    alone = invented(settings.model_copy(update={"pairing": "pictures"}), {"base": [1.0, 1.1], "stacked": [1.2, 1.3]})
-    assert "Step by step" not in report.markdown(alone) and "evict" not in report.markdown(alone)
-
-
-def test_a_result_in_turns_comes_back_from_json_and_an_earlier_file_is_one_of_pictures(settings, tmp_path):
-    made = turned(settings, RATIOS)
-    result.write(made, tmp_path / "b.json")
-    assert replace(result.read(tmp_path / "b.json"), config=settings) == made
-    old = invented(settings, {"base": [1.0, 1.1], "stacked": [1.2, 1.3]})
-    result.write(old, tmp_path / "old.json")
-    content = json.loads((tmp_path / "old.json").read_text())
-    del content["config"]["pairing"], content["config"]["checked"]
-    for sample in content["samples"]:
-        for name in ("rival", "turns", "turns_cpu"):
-            del sample[name]
-    (tmp_path / "old.json").write_text(json.dumps(content))
-    again = result.read(tmp_path / "old.json")
-    assert again.config.pairing == "pictures" and again.samples == old.samples and result.analyse(again).rows[1].turns is None
-
-
-def test_every_condition_has_a_colour_of_its_own():
-    assert len(set(plot.COLOURS)) == len(plot.COLOURS) >= len(CONDITIONS)
-
-
-def test_check_holds_turns_against_turns_alone(settings, tmp_path):
-    for name, ratio in (("recorded", 1.1), ("slower", 1.3)):
-        result.write(turned(settings, RATIOS | {"stacked": ratio}), tmp_path / name)
-    found = {one.name: one.outcome for one in compared.compare(tmp_path / "slower", tmp_path / "recorded")}
-    assert found["stacked / PEFT, a step"] == found["stacked / PEFT, a picture"] == "worse"
-    assert found["base / diffusers, a step"] == "as recorded"
-    pictures = settings.model_copy(update={"pairing": "pictures"})
-    result.write(invented(pictures, {"base": [1.0, 1.1], "diffusers": [1.4, 1.5]}), tmp_path / "pictures")
-    with pytest.raises(SdloraError, match="in common"):
-        compared.compare(tmp_path / "pictures", tmp_path / "recorded")
 
 
 @pytest.mark.parametrize(
